@@ -1,0 +1,84 @@
+"""Errors a user can fix, and the one way a job's process ends.
+
+Exit codes: 0 done, 64 (`EXIT_BAD_INPUT`) bad input, never requeued, 1 anything else, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+
+EXIT_BAD_INPUT = 64
+EXIT_FAILURE = 1
+EXIT_INTERRUPTED = 130
+
+# Bad input is mostly seen by all ranks at the same moment. The others give rank 0 this head start; its abort ends
+# them, and the user reads the sentence once.
+_HEAD_START_S = 0.5
+
+
+class UserError(Exception):
+    """Bad input: one sentence that names the thing and the fix."""
+
+
+def run_main(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
+    """Call `main(argv)` and turn its end into an exit code: `sys.exit(run_main(main))`.
+
+    `argv` is `sys.argv[1:]` by default. `UserError` becomes `error: <sentence>` on stderr and code 64; any other
+    exception a traceback and code 1. Where MPI is already initialised with more than one rank, a bad end aborts the
+    whole world: the other ranks would wait for this one for ever.
+    """
+    try:
+        code = main(list(sys.argv[1:] if argv is None else argv)) or 0
+    except UserError as error:
+        logging.getLogger(__name__).debug("bad input", exc_info=True)
+        code = EXIT_BAD_INPUT
+        if _mpi_rank() > 0:
+            time.sleep(_HEAD_START_S)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    except SystemExit as leave:
+        code = _exit_code(leave)
+    except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
+        print("interrupted", file=sys.stderr, flush=True)
+    except Exception:
+        code = EXIT_FAILURE
+        logging.getLogger(__name__).debug("failed", exc_info=True)
+        traceback.print_exc()
+    if code != 0:
+        _abort_world(code)
+    return code
+
+
+def _exit_code(leave: SystemExit) -> int:
+    """Python's own reading of `SystemExit.code`."""
+    if leave.code is None or isinstance(leave.code, int):
+        return leave.code or 0
+    print(leave.code, file=sys.stderr, flush=True)
+    return EXIT_FAILURE
+
+
+def _mpi_rank() -> int:
+    """World rank, 0 where MPI has not been initialised."""
+    mpi = _initialised_mpi()
+    return mpi.COMM_WORLD.Get_rank() if mpi else 0
+
+
+def _abort_world(code: int) -> None:
+    mpi = _initialised_mpi()
+    if mpi and mpi.COMM_WORLD.Get_size() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        logging.shutdown()
+        mpi.COMM_WORLD.Abort(code)
+
+
+def _initialised_mpi():  # type: ignore[no-untyped-def]
+    """`mpi4py.MPI` if this process uses it already, else None: importing it here would initialise it."""
+    mpi = sys.modules.get("mpi4py.MPI")
+    if mpi is None or not mpi.Is_initialized() or mpi.Is_finalized():
+        return None
+    return mpi
