@@ -1,7 +1,8 @@
 """Configs: dataclasses, filled from YAML files and dotted overrides, checked strictly.
 
-Defaults of the dataclass < `base:` file < YAML file < overrides `key=value`. Every key must be known and of its type;
-anything else is one sentence that names file and key. The dataclasses check their own values in `__post_init__`.
+Defaults of the dataclass < `base:` file < YAML file < overrides `key=value`. Every key must be known and of
+its type; anything else is one sentence that names file and key. The dataclasses check their own values in
+`__post_init__`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ _ABSENT = object()
 
 
 def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
-    """The config `cls` from the YAML file `path` (which may name a `base:` file relative to itself) and `key=value`s.
+    """The config `cls` from the YAML file `path` (which may name a `base:` file relative to itself) and
+    `key=value`s.
 
     Raises UserError on a missing or broken file, an unknown key, a value of the wrong type, a missing value.
     """
@@ -53,7 +55,8 @@ def differences(a: Any, b: Any) -> list[str]:
 
 
 def flatten(cfg: Any) -> dict[str, Any]:
-    """`{"dotted.key": leaf}` of a config; a list of sections is keyed by index, a list of values is one leaf."""
+    """`{"dotted.key": leaf}` of a config; a list of sections is keyed by index, a list of values is one
+    leaf."""
     if dataclasses.is_dataclass(cfg) and not isinstance(cfg, type):
         cfg = OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True)
     flat: dict[str, Any] = {}
@@ -74,17 +77,24 @@ def flatten(cfg: Any) -> dict[str, Any]:
 
 
 def check_resume(old_yaml: str | Path, new_cfg: Any, may_change: Collection[str] = ()) -> list[str]:
-    """Check that a resumed run's config differs from its `config.yaml` only below the dotted keys `may_change`.
+    """Check that a resumed run's config differs from its `config.yaml` only below the dotted keys
+    `may_change`.
 
     Returns the keys that did change; raises UserError naming each that must not, with its old and new value.
     """
     old = flatten(_read_yaml(Path(old_yaml)))
     new = flatten(new_cfg)
     changed = differences(old, new)
-    refused = [k for k in changed if not any(k == allowed or k.startswith(allowed + ".") for allowed in may_change)]
+    refused = [
+        k for k in changed if not any(k == allowed or k.startswith(allowed + ".") for allowed in may_change)
+    ]
     if refused:
-        listed = "; ".join(f"{k} was {_show(old.get(k, _ABSENT))} and is now {_show(new.get(k, _ABSENT))}" for k in refused)
-        raise UserError(f"{old_yaml} belongs to a run with another config: {listed}. Restore the value or start a run of another name")
+        listed = "; ".join(
+            f"{k} was {_show(old.get(k, _ABSENT))} and is now {_show(new.get(k, _ABSENT))}" for k in refused
+        )
+        raise UserError(
+            f"{old_yaml} belongs to a run with another config: {listed}. Restore the value or start a run of another name"
+        )
     return changed
 
 
@@ -116,9 +126,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise UserError(f"the config file {path} is not UTF-8 text: {error}") from error
     except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"the config file {path} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise UserError(
+            f"the config file {path} is not valid YAML: {' '.join(str(error).split())}"
+        ) from error
     if not isinstance(content, dict):
-        raise UserError(f"the config file {path} must hold `key: value` lines, not a {type(content).__name__}")
+        raise UserError(
+            f"the config file {path} must hold `key: value` lines, not a {type(content).__name__}"
+        )
     for name in content:
         if not isinstance(name, str):
             raise UserError(f"the key {name!r} in {path} must be text")
@@ -133,7 +147,9 @@ def _parse_override(text: str) -> tuple[str, Any]:
     try:
         value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={raw}"]), resolve=False)
     except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"the value of the override `{text}` is not valid YAML: {' '.join(str(error).split())}") from error
+        raise UserError(
+            f"the value of the override `{text}` is not valid YAML: {' '.join(str(error).split())}"
+        ) from error
     return dotted, typing.cast("dict[str, Any]", value)["value"]
 
 
@@ -143,7 +159,8 @@ def _nest(dotted: str, value: Any) -> Any:
     return value
 
 
-# ---------------------------------------------------------------------------------------------------- checking
+# ----------------------------------------------------------------------------------------------------
+# checking
 
 
 def _check_keys(cls: type, content: dict[str, Any], file: str) -> None:
@@ -162,7 +179,9 @@ def _check_keys(cls: type, content: dict[str, Any], file: str) -> None:
             return
         args = typing.get_args(hint)
         if typing.get_origin(hint) is list and args:
-            items = enumerate(node) if isinstance(node, list) else node.items() if isinstance(node, dict) else ()
+            items = (
+                enumerate(node) if isinstance(node, list) else node.items() if isinstance(node, dict) else ()
+            )
             for i, item in items:
                 walk(args[0], item, f"{prefix}.{i}")
         elif typing.get_origin(hint) is dict and isinstance(node, dict) and len(args) == 2:
@@ -217,7 +236,11 @@ def _detail(error: Exception, dotted: str) -> str:
     """Which inner key was refused, where the value was a whole list or section."""
     inner = getattr(error, "full_key", None)
     reason = (str(error).splitlines() or [""])[0]
-    return "" if not inner or inner == dotted or "." not in inner and dotted.endswith(inner) else f" (`{inner}`: {reason})"
+    return (
+        ""
+        if not inner or inner == dotted or "." not in inner and dotted.endswith(inner)
+        else f" (`{inner}`: {reason})"
+    )
 
 
 def _hint_of(cls: type, dotted: str) -> Any:

@@ -15,8 +15,8 @@ EXIT_BAD_INPUT = 64
 EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 130
 
-# Bad input is mostly seen by all ranks at the same moment. The others give rank 0 this head start; its abort ends
-# them, and the user reads the sentence once.
+# Bad input is mostly seen by all ranks at the same moment. The others give rank 0 this head start; its abort
+# ends them, and the user reads the sentence once.
 _HEAD_START_S = 0.5
 
 
@@ -27,9 +27,9 @@ class UserError(Exception):
 def run_main(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Call `main(argv)` and turn its end into an exit code: `sys.exit(run_main(main))`.
 
-    `argv` is `sys.argv[1:]` by default. `UserError` becomes `error: <sentence>` on stderr and code 64; any other
-    exception a traceback and code 1. Where MPI is already initialised with more than one rank, a bad end aborts the
-    whole world: the other ranks would wait for this one for ever.
+    `argv` is `sys.argv[1:]` by default. `UserError` becomes `error: <sentence>` on stderr and code 64; any
+    other exception a traceback and code 1. Where MPI is already initialised with more than one rank, a bad
+    end aborts the whole world: the other ranks would wait for this one for ever.
     """
     try:
         code = main(list(sys.argv[1:] if argv is None else argv)) or 0

@@ -1,8 +1,8 @@
 """Counter-based randomness: every draw is a pure function of `(run seed, purpose, counters...)`.
 
-No stream is carried along, so order, number of ranks, batch mates and restarts change no draw. The parts of a key are
-hashed by BLAKE2b into the 128-bit key of a Philox generator (Salmon et al., *Parallel random numbers: as easy as
-1, 2, 3*, SC 2011).
+No stream is carried along, so order, number of ranks, batch mates and restarts change no draw. The parts of a
+key are hashed by BLAKE2b into the 128-bit key of a Philox generator (Salmon et al., *Parallel random numbers:
+as easy as 1, 2, 3*, SC 2011).
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 def key(*parts: str | int) -> int:
     """128-bit key of `parts`.
 
-    Each part goes in with its type and length, so `("a", "bc")`, `("ab", "c")`, `(1,)` and `("1",)` all differ.
+    Each part goes in with its type and length, so `("a", "bc")`, `("ab", "c")`, `(1,)` and `("1",)` all
+    differ.
     """
     digest = blake2b(digest_size=16)
     for part in parts:
@@ -39,7 +40,8 @@ def generator(*parts: str | int) -> np.random.Generator:
 
 
 def normal(shape: Sequence[int], *parts: str | int) -> torch.Tensor:
-    """Standard normal float32 tensor of `shape`, on the CPU (the same numbers whatever the device that uses them)."""
+    """Standard normal float32 tensor of `shape`, on the CPU (the same numbers whatever the device that uses
+    them)."""
     import torch
 
     values = generator(*parts).standard_normal(math.prod(shape), dtype=np.float32)

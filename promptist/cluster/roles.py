@@ -1,7 +1,7 @@
 """Who does what: training ranks and reward ranks of one MPI world.
 
-torch.distributed will hold the training ranks and no one else (DeepSpeed takes the whole torch world as its data
-parallel group), so the split is made here, by MPI, before any of it starts.
+torch.distributed will hold the training ranks and no one else (DeepSpeed takes the whole torch world as its
+data parallel group), so the split is made here, by MPI, before any of it starts.
 """
 
 from __future__ import annotations
@@ -23,14 +23,17 @@ _POLL_S = 0.002
 
 @dataclass
 class RolesConfig:
-    """Which ranks paint and score: the last `reward_per_node` ranks of each node, or all of the last `reward_nodes`."""
+    """Which ranks paint and score: the last `reward_per_node` ranks of each node, or all of the last
+    `reward_nodes`."""
 
     reward_per_node: int | None = None
     reward_nodes: int | None = None
 
     def __post_init__(self) -> None:
         if self.reward_per_node is not None and self.reward_nodes is not None:
-            raise UserError("roles.reward_per_node and roles.reward_nodes are both set: set one, the other to null")
+            raise UserError(
+                "roles.reward_per_node and roles.reward_nodes are both set: set one, the other to null"
+            )
         for name in ("reward_per_node", "reward_nodes"):
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
@@ -40,8 +43,9 @@ class RolesConfig:
 def assign(node_of_rank: Sequence[int], config: RolesConfig) -> list[Role]:
     """Role of each world rank.
 
-    `node_of_rank[r]` identifies rank r's node; nodes are ordered by first appearance, ranks within a node by rank.
-    One process alone plays both roles. Raises UserError if several processes would have no reward or no training rank.
+    `node_of_rank[r]` identifies rank r's node; nodes are ordered by first appearance, ranks within a node by
+    rank. One process alone plays both roles. Raises UserError if several processes would have no reward or no
+    training rank.
     """
     size = len(node_of_rank)
     if size == 1:
@@ -55,7 +59,9 @@ def assign(node_of_rank: Sequence[int], config: RolesConfig) -> list[Role]:
         chosen = {rank for rank, node in enumerate(node_of_rank) if node in rewarding}
         setting = f"roles.reward_nodes={config.reward_nodes}"
     else:
-        raise UserError(f"{size} processes but no reward rank: set roles.reward_per_node or roles.reward_nodes")
+        raise UserError(
+            f"{size} processes but no reward rank: set roles.reward_per_node or roles.reward_nodes"
+        )
     if len(chosen) == size:
         nodes_used = Counter(node_of_rank)
         raise UserError(
@@ -74,7 +80,8 @@ def _last_of_each_node(node_of_rank: Sequence[int], k: int) -> set[int]:
 
 @dataclass(frozen=True)
 class World:
-    """This process's place. `comm` holds all ranks, `group` those of its role; both None where MPI is not in use."""
+    """This process's place. `comm` holds all ranks, `group` those of its role; both None where MPI is not in
+    use."""
 
     rank: int
     size: int
@@ -138,8 +145,8 @@ def _polite_barrier(comm: Any) -> None:
 def join_world(roles: RolesConfig | None = None) -> World:
     """Join the MPI world and split it by role; with `roles=None` every rank trains (SFT).
 
-    Works without a launcher, then without MPI too. Raises UserError where the launcher's processes do not see each
-    other, or `assign` finds no valid split.
+    Works without a launcher, then without MPI too. Raises UserError where the launcher's processes do not see
+    each other, or `assign` finds no valid split.
     """
     mpi = _load_mpi()
     if mpi is None:
@@ -159,8 +166,17 @@ def join_world(roles: RolesConfig | None = None) -> World:
     role = all_roles[rank]
     group = comm.Split(1 if role == "reward" else 0, key=rank)
     return World(
-        rank, size, role, group.Get_rank(), group.Get_size(), local_rank,
-        roles=tuple(all_roles), hosts=tuple(host for _, host in facts), nodes=nodes, comm=comm, group=group,
+        rank,
+        size,
+        role,
+        group.Get_rank(),
+        group.Get_size(),
+        local_rank,
+        roles=tuple(all_roles),
+        hosts=tuple(host for _, host in facts),
+        nodes=nodes,
+        comm=comm,
+        group=group,
     )
 
 
@@ -189,7 +205,8 @@ def _check_launcher(size: int) -> None:
 
 
 def _launched_processes() -> int:
-    """How many processes the launcher says it started, 1 if none speaks. (Set by srun for steps, by Open MPI, by hydra.)"""
+    """How many processes the launcher says it started, 1 if none speaks. (Set by srun for steps, by Open MPI,
+    by hydra.)"""
     for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):
         value = os.environ.get(name, "")
         if value.isdigit():

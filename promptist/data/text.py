@@ -1,7 +1,7 @@
 """How a prompt x and its rewrite y become tokens and come back.
 
-`x Rephrase: y<eos>` with x and y tokenised apart, so that the same x gives the same tokens in training and in use,
-whatever follows it. Padding is EOS; masks come from lengths, never from comparing tokens with the pad.
+`x Rephrase: y<eos>` with x and y tokenised apart, so that the same x gives the same tokens in training and in
+use, whatever follows it. Padding is EOS; masks come from lengths, never from comparing tokens with the pad.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ def load_tokenizer(path: str | Path) -> Any:
     from transformers import AutoTokenizer
 
     name = str(path)
-    # A hub name is `gpt2` or `owner/gpt2`; anything else can only be a folder, and a missing one should be named so.
+    # A hub name is `gpt2` or `owner/gpt2`; anything else can only be a folder, and a missing one should be
+    # named so.
     if not Path(name).exists() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
         raise UserError(f"the model folder {name} does not exist: correct `model.path`")
     try:
@@ -34,7 +35,9 @@ def load_tokenizer(path: str | Path) -> Any:
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(f"the tokenizer in {name} is not a fast one: save it with a tokenizer.json")
     if tokenizer.eos_token_id is None:
-        raise UserError(f"the tokenizer in {name} has no eos_token: rewrites could not end; set one and save it again")
+        raise UserError(
+            f"the tokenizer in {name} has no eos_token: rewrites could not end; set one and save it again"
+        )
     tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
@@ -60,7 +63,8 @@ def decode_response(tokenizer: Any, ids: Sequence[int]) -> str:
 
 
 def effective_prompt(x: str, y: str) -> str:
-    """What is painted for the rewrite y of x: y, or x itself where y is empty ("leave the prompt as it is")."""
+    """What is painted for the rewrite y of x: y, or x itself where y is empty ("leave the prompt as it
+    is")."""
     return y.strip() or x.strip()
 
 

@@ -1,0 +1,291 @@
+"""Checkpoints that are either there or not.
+
+    checkpoints/step_000200/{policy/ value/ rank_00000.json ... state.json complete.json}
+
+All training ranks write into `step_000200.tmp`, every file is hashed and synced, the first rank writes
+`complete.json` (world size, files, sizes, SHA-256) and renames the folder: that rename is the only commit
+point. What is found at start is the newest folder whose `complete.json` holds true; nothing else ever stores
+a path to a checkpoint.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from promptist.errors import UserError
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+COMPLETE, STATE = "complete.json", "state.json"
+_STEP = re.compile(r"step_(\d{6,})")
+_SUMS = "sums_{rank:05d}.json"
+_CHUNK = 1 << 22
+
+
+@dataclass
+class CheckpointConfig:
+    """Save after every `every` steps; keep the newest `keep_last` and the best."""
+
+    every: int = 10
+    keep_last: int = 2
+
+    def __post_init__(self) -> None:
+        if isinstance(self.every, int) and self.every < 1:
+            raise UserError(f"checkpoint.every must be at least 1, not {self.every}")
+        if isinstance(self.keep_last, int) and self.keep_last < 2:
+            raise UserError(
+                f"checkpoint.keep_last must be at least 2, not {self.keep_last}: the newest may be damaged"
+            )
+
+
+def alone() -> None:
+    """The barrier of one process."""
+
+
+def save(
+    folder: Path,
+    step: int,
+    write: Callable[[Path], None],
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    barrier: Callable[[], None] = alone,
+    state: dict[str, Any] | None = None,
+    rank_state: dict[str, Any] | None = None,
+) -> Path:
+    """Write checkpoint `step` below `folder`; returns its final path. Collective over the training ranks.
+
+    `write(path)` writes this rank's files (engines, rollouts) below `path`, which exists. `state` (JSON, from
+    rank 0) becomes `state.json`, `rank_state` this rank's `rank_NNNNN.json`. A step that is there and intact
+    is left alone. Raises UserError on a full disk; whatever fails, earlier checkpoints are untouched.
+    """
+    final, temporary = (
+        path_of(folder, step),
+        path_of(folder, step).with_name(path_of(folder, step).name + ".tmp"),
+    )
+    present = final.exists() and flaw(final, hashes=False) is None
+    barrier()  # all have looked before rank 0 touches anything
+    if present:
+        return final
+    try:
+        if rank == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers(folder)
+            temporary.mkdir()
+        barrier()
+        write(temporary)
+        if rank_state is not None:
+            _write_json(temporary / f"rank_{rank:05d}.json", rank_state)
+        if rank == 0:
+            _write_json(temporary / STATE, {**(state or {}), "step": step})
+        barrier()  # all files are there
+        files = _files(temporary)
+        barrier()  # all have the same list, before the first sums file joins it
+        sums = {name: _sync_and_hash(temporary / name) for name in files[rank::world_size]}
+        _write_json(temporary / _SUMS.format(rank=rank), sums)
+        barrier()
+        if rank == 0:
+            _commit(temporary, final, step, world_size)
+        barrier()
+    except Exception as error:
+        if _is_disk_full(error):
+            raise UserError(
+                f"the disk is full: checkpoint {final.name} could not be written to {folder}; earlier checkpoints are "
+                "untouched, free some space and run the same command again"
+            ) from error
+        raise
+    return final
+
+
+def find_latest(folder: Path, hashes: bool = True) -> Path | None:
+    """The newest intact checkpoint below `folder`, None if there is none. (Call on one rank and share the
+    answer.)
+
+    Unfinished and damaged ones are skipped, each with a sentence in the log. Sizes are always compared,
+    contents with `hashes`.
+    """
+    for path in sorted(_steps(folder), key=step_of, reverse=True):
+        reason = flaw(path, hashes)
+        if reason is None:
+            return path
+        log.warning("checkpoint %s is skipped: %s", path, reason)
+    return None
+
+
+def check(path: Path, hashes: bool = True) -> Path:
+    """`path`, if it is an intact checkpoint; else UserError saying what is wrong with it."""
+    if not path.is_dir():
+        raise UserError(f"the checkpoint {path} does not exist")
+    reason = flaw(path, hashes)
+    if reason is not None:
+        raise UserError(f"the checkpoint {path} is damaged: {reason}; name another one")
+    return path
+
+
+def flaw(path: Path, hashes: bool = True) -> str | None:
+    """What is wrong with a checkpoint, None if nothing is."""
+    try:
+        record = json.loads((path / COMPLETE).read_text("utf-8"))
+        files, version = dict(record["files"]), record["format"]
+    except FileNotFoundError:
+        return f"it has no {COMPLETE}, so it was never finished"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"its {COMPLETE} cannot be read ({error})"
+    if version != FORMAT:
+        return f"its format is {version}, this version reads {FORMAT}"
+    for name, expected in files.items():
+        try:
+            size = (path / name).stat().st_size
+            if size != expected["size"]:
+                return f"{name} has {size} bytes instead of {expected['size']}"
+            if hashes and _hash(path / name) != expected["sha256"]:
+                return f"the content of {name} does not match its checksum"
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+    return None
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """`state.json`; its `step` is the number of finished steps."""
+    return _read_json(path / STATE)
+
+
+def read_rank_state(path: Path, rank: int) -> dict[str, Any]:
+    """`rank_NNNNN.json` of a training rank."""
+    return _read_json(path / f"rank_{rank:05d}.json")
+
+
+def world_size(path: Path) -> int:
+    """How many training ranks wrote the checkpoint."""
+    return int(_read_json(path / COMPLETE)["world_size"])
+
+
+def step_of(path: Path) -> int:
+    """200 of `.../step_000200`."""
+    match = _STEP.fullmatch(path.name)
+    if match is None:
+        raise UserError(f"{path} is not a checkpoint folder: its name must look like step_000200")
+    return int(match.group(1))
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """`folder/step_000200` of 200."""
+    return folder / f"step_{step:06d}"
+
+
+def keep_last(folder: Path, k: int, best: int | None = None) -> list[Path]:
+    """Delete all finished checkpoints but the newest `k` and that of step `best`; returns the deleted ones.
+
+    Only complete ones count, so a damaged newest never pushes out an intact one. Call on one rank, after
+    `save`.
+    """
+    complete = [p for p in sorted(_steps(folder), key=step_of, reverse=True) if flaw(p, hashes=False) is None]
+    doomed = [p for p in complete[k:] if step_of(p) != best]
+    for path in doomed:
+        _remove(path)
+    return doomed
+
+
+def _commit(temporary: Path, final: Path, step: int, ranks: int) -> None:
+    files: dict[str, Any] = {}
+    for rank in range(ranks):
+        sums = temporary / _SUMS.format(rank=rank)
+        files.update(_read_json(sums))
+        sums.unlink()
+    if sorted(files) != _files(temporary):
+        raise RuntimeError(f"the files of {temporary} changed while they were hashed")
+    _write_json(
+        temporary / COMPLETE,
+        {"format": FORMAT, "step": step, "world_size": ranks, "files": dict(sorted(files.items()))},
+    )
+    _sync(temporary / COMPLETE)
+    for directory, _, _ in os.walk(temporary, topdown=False):
+        _sync(Path(directory))
+    if final.exists():  # damaged: an intact one was left alone
+        _remove(final)
+    os.rename(temporary, final)
+    _sync(final.parent)
+
+
+def _remove(path: Path) -> None:
+    """Delete a folder so that a crash half-way leaves nothing that looks like a checkpoint."""
+    aside = path.with_name(f"{path.name}.old.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.rename(path, aside)
+    shutil.rmtree(aside)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    for path in folder.glob("step_*.tmp"):
+        shutil.rmtree(path)
+
+
+def _steps(folder: Path) -> Iterator[Path]:
+    if folder.is_dir():
+        yield from (p for p in folder.iterdir() if _STEP.fullmatch(p.name) and p.is_dir())
+
+
+def _files(root: Path) -> list[str]:
+    """All files below `root`, as sorted relative POSIX paths."""
+    return sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
+
+
+def _sync_and_hash(path: Path) -> dict[str, Any]:
+    _sync(path)
+    return {"size": path.stat().st_size, "sha256": _hash(path)}
+
+
+def _hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"the checkpoint {path.parent} has no {path.name}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    return value
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    """Also when a library wraps it: torch's writer raises a RuntimeError of its own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if isinstance(error, RuntimeError) and re.search(
+            r"No space left|PytorchStreamWriter failed writing", str(error)
+        ):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
