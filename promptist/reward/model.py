@@ -1,0 +1,163 @@
+"""The reward model: requests in, raw measurements out.
+
+`measure` is a pure function of each request. Every UNet, VAE and CLIP call has one fixed shape, so neighbours, slot and
+order change no bit on a CPU in float32 (tests/unit/test_reward_model.py).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from promptist.errors import UserError
+from promptist.reward.aesthetic import AestheticConfig, AestheticHead
+from promptist.reward.clip import ClipConfig, ClipEncoder
+from promptist.reward.diffusion import DiffusionConfig, Painter
+from promptist.reward.messages import ImageRequest, Measurement
+from promptist.reward.terms import TermsConfig
+
+PICTURES = "images"
+"""Folder of kept pictures below the run folder."""
+_NOT_IN_PICTURES = ("path", "device", "safety_checker")
+"""Settings of a generator that do not change its pictures: the weights are hashed themselves."""
+
+
+@dataclass
+class RewardConfig:
+    """The `reward` section. `deadline_s`: longest silence of a reward rank with work before the run stops, in seconds;
+    `window`: diffusion batches in flight per reward rank and training rank.
+    """
+
+    diffusion: DiffusionConfig
+    aesthetic: AestheticConfig
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    terms: TermsConfig = field(default_factory=TermsConfig)
+    deadline_s: float = 600.0
+    window: int = 2
+
+    def __post_init__(self) -> None:
+        if not self.deadline_s > 0:
+            raise UserError(f"reward.deadline_s is {self.deadline_s}; it must be a positive number of seconds")
+        if self.window < 1:
+            raise UserError(f"reward.window is {self.window}; at least one batch must be in flight")
+
+
+class MeasurementError(RuntimeError):
+    """A picture that gave no usable number; `request` is the culprit."""
+
+    def __init__(self, request: ImageRequest, reason: str) -> None:
+        super().__init__(f"the picture of {request.prompt!r} {reason}")
+        self.request = request
+
+
+class RewardModel:
+    """Stable Diffusion, CLIP and the aesthetic head on one device.
+
+    `batch`: pictures per call; `fingerprint`: hash of everything that decides a plain picture's numbers.
+    """
+
+    def __init__(self, config: RewardConfig, run_folder: str | Path | None = None) -> None:
+        """Load all models. Kept pictures go below `run_folder`/images; without one, requests may not ask for any."""
+        self.config = config
+        self.batch = config.diffusion.batch
+        self.run_folder = None if run_folder is None else Path(run_folder)
+        self.painter = Painter(config.diffusion)
+        self.clip = ClipEncoder(config.clip, self.painter.device, self.batch)
+        self.head = AestheticHead.load(config.aesthetic.path, self.clip.dimension).to(self.painter.device)
+        self.fingerprint = self._fingerprint()
+
+    @property
+    def truncated(self) -> int:
+        """Prompts painted so far that were longer than the text encoder reads."""
+        return self.painter.truncated
+
+    def measure(self, requests: Sequence[ImageRequest]) -> list[Measurement]:
+        """One measurement per request, in order. MeasurementError where a number is not finite."""
+        measured: list[Measurement] = []
+        for start in range(0, len(requests), self.batch):
+            measured += self._measure_batch(requests[start : start + self.batch])
+        return measured
+
+    @torch.inference_mode()
+    def _measure_batch(self, requests: Sequence[ImageRequest]) -> list[Measurement]:
+        # Eight bits, as in a PNG: the picture that is kept, shown and scored again later is the picture scored here.
+        pixels = (self.painter.paint(requests) * 255).round()
+        for request, finite in zip(requests, pixels.isfinite().flatten(1).all(1).tolist(), strict=True):
+            if not finite:
+                raise MeasurementError(
+                    request, f"holds NaN: the diffusion model overflows in {self.config.diffusion.dtype}, use another dtype"
+                )
+        images = self.clip.encode_images(pixels / 255)
+        texts = self.clip.encode_texts([request.source for request in requests])
+        cosines = (images * texts).sum(-1).tolist()
+        aesthetics = self.head.score(images).tolist()
+        measured = []
+        for request, cosine, aesthetic, picture in zip(requests, cosines, aesthetics, pixels, strict=True):
+            if not (math.isfinite(cosine) and math.isfinite(aesthetic)):
+                raise MeasurementError(request, f"has cosine {cosine} and aesthetic score {aesthetic}")
+            kept = self._keep(picture) if request.keep_picture else None
+            measured.append(Measurement(cosine, aesthetic, picture=kept))
+        return measured
+
+    def _keep(self, pixels: Tensor) -> str:
+        """Write pixels [3, H, W] (whole numbers 0..255) as a PNG named by its content; its path below the run folder."""
+        from PIL import Image
+
+        if self.run_folder is None:
+            raise UserError("a picture was to be kept, but the reward model has no run folder to keep it in")
+        array = pixels.to(torch.uint8).permute(1, 2, 0).cpu().contiguous().numpy()
+        name = blake2b(repr(array.shape).encode() + array.tobytes(), digest_size=16).hexdigest()
+        relative = Path(PICTURES, name[:2], f"{name}.png")
+        path = self.run_folder / relative
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Several reward ranks may paint the same picture: each writes its own file, and the rename is atomic.
+            unfinished = path.with_suffix(f".{os.uname().nodename}.{os.getpid()}.tmp")
+            Image.fromarray(array).save(unfinished, format="PNG")
+            unfinished.replace(path)
+        return relative.as_posix()
+
+    def _fingerprint(self) -> str:
+        """Hash of the loaded weights, vocabularies and the settings that change a picture's numbers.
+
+        The weights as loaded rather than their files: a folder, a hub name and a moved copy are the same generator.
+        """
+        pipeline, digest = self.painter.pipeline, blake2b(digest_size=16)
+        settings = {k: v for k, v in asdict(self.config.diffusion).items() if k not in _NOT_IN_PICTURES}
+        settings |= {"attention": self.painter.attention, "device": self.painter.device.type}
+        digest.update(repr(sorted(settings.items())).encode())
+        digest.update(repr(sorted(pipeline.scheduler.config.items(), key=str)).encode())
+        digest.update(repr((self.config.clip.dtype, self.clip.size, self.clip.interpolation)).encode())
+        digest.update(_vocabulary(pipeline.tokenizer).encode())
+        digest.update(_vocabulary(self.clip.tokenizer).encode())
+        modules = (pipeline.text_encoder, pipeline.unet, pipeline.vae, self.clip.model)
+        _hash_tensors(digest, (entry for module in modules for entry in module.state_dict().items()))
+        _hash_tensors(
+            digest,
+            [("mean", self.clip.mean), ("std", self.clip.std), ("w", self.head.weight), ("b", torch.tensor(self.head.bias))],
+        )
+        return digest.hexdigest()
+
+
+def _vocabulary(tokenizer: Any) -> str:
+    """A text that differs where two tokenizers do."""
+    inner = getattr(tokenizer, "tokenizer", tokenizer)  # open_clip wraps Hugging Face tokenizers
+    if hasattr(inner, "backend_tokenizer"):
+        return str(inner.backend_tokenizer.to_str()) + str(inner.model_max_length)
+    if hasattr(inner, "bpe_ranks"):
+        return repr((sorted(inner.bpe_ranks.items()), inner.context_length))
+    return repr(sorted(inner.get_vocab().items()))
+
+
+def _hash_tensors(digest: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    for name, tensor in tensors:
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
