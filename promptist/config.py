@@ -93,7 +93,8 @@ def check_resume(old_yaml: str | Path, new_cfg: Any, may_change: Collection[str]
             f"{k} was {_show(old.get(k, _ABSENT))} and is now {_show(new.get(k, _ABSENT))}" for k in refused
         )
         raise UserError(
-            f"{old_yaml} belongs to a run with another config: {listed}. Restore the value or start a run of another name"
+            f"{old_yaml} belongs to a run with another config: {listed}; restore the value or "
+            "give the run another name"
         )
     return changed
 
@@ -111,7 +112,7 @@ def _read_chain(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[Path, dic
         return [(path, content)]
     if not isinstance(base, str):
         raise UserError(f"`{BASE}` in {path} must be the path of a YAML file, not {base!r}")
-    return _read_chain(path.parent / base, (*seen, path.resolve())) + [(path, content)]
+    return [*_read_chain(path.parent / base, (*seen, path.resolve())), (path, content)]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -226,21 +227,12 @@ def _update(cls: type, config: Any, dotted: str, value: Any, where: str) -> Any:
         # A section that is switched on (`X | None`) or replaced starts from its own defaults.
         OmegaConf.update(config, dotted, value, merge=True)
     except (OmegaConfBaseException, TypeError, ValueError, IndexError) as error:
+        # The sentence of OmegaConf tells which item of a list or section it refused.
+        reason = f" ({(str(error).splitlines() or [''])[0]})" if isinstance(value, (list, dict)) else ""
         raise UserError(
-            f"`{dotted}` {where} must be {_describe(hint)}, not {_show(value)}{_detail(error, dotted)}"
+            f"`{dotted}` {where} must be {_describe(hint)}, not {_show(value)}{reason}"
         ) from error
     return config
-
-
-def _detail(error: Exception, dotted: str) -> str:
-    """Which inner key was refused, where the value was a whole list or section."""
-    inner = getattr(error, "full_key", None)
-    reason = (str(error).splitlines() or [""])[0]
-    return (
-        ""
-        if not inner or inner == dotted or "." not in inner and dotted.endswith(inner)
-        else f" (`{inner}`: {reason})"
-    )
 
 
 def _hint_of(cls: type, dotted: str) -> Any:

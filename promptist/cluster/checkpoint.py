@@ -101,8 +101,8 @@ def save(
     except Exception as error:
         if _is_disk_full(error):
             raise UserError(
-                f"the disk is full: checkpoint {final.name} could not be written to {folder}; earlier checkpoints are "
-                "untouched, free some space and run the same command again"
+                f"the disk is full: checkpoint {final.name} could not be written to {folder}; earlier "
+                "checkpoints are untouched, free some space and run the same command again"
             ) from error
         raise
     return final

@@ -28,7 +28,8 @@ def pick_device(world: World, device: str = "auto") -> torch.device:
         return torch.device("cpu")
     if count == 0:
         raise UserError(
-            f"device is cuda but host {socket.gethostname()} shows no GPU: ask the scheduler for one or use cpu"
+            f"device is cuda but host {socket.gethostname()} shows no GPU: "
+            "ask the scheduler for one or use cpu"
         )
     if count == 1:
         return torch.device(
@@ -36,8 +37,8 @@ def pick_device(world: World, device: str = "auto") -> torch.device:
         )  # the scheduler shows each task its own GPU, or all tasks share the only one
     if world.local_rank >= count:
         raise UserError(
-            f"rank {world.rank} is number {world.local_rank} on host {socket.gethostname()}, which has {count} GPUs: "
-            "start at most one rank per GPU"
+            f"rank {world.rank} is number {world.local_rank} on host {socket.gethostname()}, which has "
+            f"{count} GPUs: start at most one rank per GPU"
         )
     return torch.device("cuda", world.local_rank)
 

@@ -97,7 +97,7 @@ class MetricLog:
             from torch.utils.tensorboard import SummaryWriter
 
             # purge_step makes readers drop what earlier attempts wrote from this step on.
-            self._writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=self._purge_step)  # type: ignore[no-untyped-call]
+            self._writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=self._purge_step)
         for name, value in record.items():
             if name != "step" and isinstance(value, (int, float)):
                 self._writer.add_scalar(name, value, step)

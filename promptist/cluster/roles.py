@@ -188,8 +188,8 @@ def _load_mpi() -> Any:
         if _launched_processes() > 1:
             reason = (str(error).splitlines() or [""])[0]
             raise UserError(
-                f"{_launched_processes()} processes were started but MPI cannot be loaded ({reason}): install mpi4py "
-                "and an MPI library, e.g. `pip install .[local]`"
+                f"{_launched_processes()} processes were started but MPI cannot be loaded ({reason}): "
+                "install mpi4py and an MPI library, e.g. `pip install .[local]`"
             ) from error
         return None
     return MPI
@@ -199,14 +199,13 @@ def _check_launcher(size: int) -> None:
     started = _launched_processes()
     if size == 1 and started > 1:
         raise UserError(
-            f"the launcher started {started} processes but each sees an MPI world of its own: use the MPI flavour mpi4py "
-            "is linked to (srun --mpi=pmix for Open MPI, --mpi=pmi2 for MPICH; mpirun of the same installation)"
+            f"the launcher started {started} processes but each sees an MPI world of its own: use the MPI "
+            "mpi4py is linked to (srun --mpi=pmix for Open MPI, --mpi=pmi2 for MPICH, or the mpirun of that MPI)"
         )
 
 
 def _launched_processes() -> int:
-    """How many processes the launcher says it started, 1 if none speaks. (Set by srun for steps, by Open MPI,
-    by hydra.)"""
+    """How many processes the launcher (Open MPI, hydra, srun) says it started, 1 if none speaks."""
     for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):
         value = os.environ.get(name, "")
         if value.isdigit():

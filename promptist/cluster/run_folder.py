@@ -32,9 +32,21 @@ log = logging.getLogger(__name__)
 # Keys that say where and how a run runs, not what it computes. Jobs add their own (e.g. the number of
 # iterations).
 MAY_CHANGE = frozenset({"run.root", "checkpoint", "logging", "roles"})
-_PACKAGES = (
-    "promptist torch deepspeed transformers diffusers open_clip_torch xformers mpi4py mpich openmpi submitit numpy omegaconf"
-).split()
+_PACKAGES = [
+    "promptist",
+    "torch",
+    "deepspeed",
+    "transformers",
+    "diffusers",
+    "open_clip_torch",
+    "xformers",
+    "mpi4py",
+    "mpich",
+    "openmpi",
+    "submitit",
+    "numpy",
+    "omegaconf",
+]
 
 
 @dataclass
@@ -185,9 +197,7 @@ def _environment(world: World, hardware: list[dict[str, Any]], attempt: int) -> 
         "diff": _git("diff", "HEAD"),
         "ranks": [{"rank": r, "role": world.roles[r], **facts} for r, facts in enumerate(hardware)],
         "slurm": {
-            k: v
-            for k, v in sorted(os.environ.items())
-            if k.startswith("SLURM_JOB_") or k.startswith("SLURM_ARRAY_")
+            k: v for k, v in sorted(os.environ.items()) if k.startswith(("SLURM_JOB_", "SLURM_ARRAY_"))
         },
     }
 

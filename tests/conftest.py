@@ -1,0 +1,131 @@
+"""Fixtures for every room's tests: several ranks by mpirun, the folder of real test data, a tiny tokenizer."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a started command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+    def ok(self) -> Finished:
+        """Itself, after a check that it succeeded; the output is in the failure."""
+        assert self.returncode == 0, (
+            f"exit code {self.returncode}\n{self.stdout[-5000:]}\n{self.stderr[-5000:]}"
+        )
+        return self
+
+
+Mpirun = Callable[..., Finished]
+
+
+def run_command(command: Sequence[str], timeout_s: float, env: dict[str, str] | None = None) -> Finished:
+    """Run a command from the repository root; past its time it is killed with all its children."""
+    process = subprocess.Popen(
+        list(command),
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        stdout, stderr = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        stdout, stderr = process.communicate()
+        pytest.fail(
+            f"no end after {timeout_s:.0f} s: {' '.join(command)}\n{stdout[-3000:]}\n{stderr[-3000:]}"
+        )
+    return Finished(process.returncode, stdout, stderr)
+
+
+@pytest.fixture(scope="session")
+def mpirun(tmp_path_factory: pytest.TempPathFactory) -> Mpirun:
+    """`mpirun(n, code_or_module, args=(), timeout_s=120, env=None) -> Finished`: n ranks under `python -m mpi4py`.
+
+    `code_or_module` is a module name (`jobs.ppo`) or Python source (anything with a newline or a blank in it).
+    Skips where this environment has no mpirun.
+    """
+    launcher = Path(sys.executable).parent / "mpirun"
+    if not launcher.exists():
+        pytest.skip(f"no mpirun beside {Path(sys.executable).name}: install the extra `local`")
+
+    def start(
+        n: int,
+        code_or_module: str,
+        args: Sequence[object] = (),
+        timeout_s: float = 120,
+        env: dict[str, str] | None = None,
+    ) -> Finished:
+        if any(c.isspace() for c in code_or_module):
+            script = tmp_path_factory.mktemp("mpirun") / "script.py"
+            script.write_text(code_or_module, encoding="utf-8")
+            target = [str(script)]
+        else:
+            target = ["-m", code_or_module]
+        command = [str(launcher), "-n", str(n), sys.executable, "-m", "mpi4py", *target, *map(str, args)]
+        return run_command(command, timeout_s, env)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """Folder of real tokenizer, aesthetic heads and prompts; skips where it is absent."""
+    folder = Path(os.environ.get("PROMPTIST_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip("no real test data: set PROMPTIST_TEST_DATA to the folder that holds it")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level BPE tokenizer with EOS, trained on a few sentences, in a Hugging Face folder."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(
+        ["a red boat on the sea Rephrase: a red boat, oil painting, detailed"] * 4, trainer
+    )
+    folder = tmp_path_factory.mktemp("tokenizer")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tiny_tokenizer_folder: Path) -> Any:
+    from promptist.data.text import load_tokenizer
+
+    return load_tokenizer(tiny_tokenizer_folder)
