@@ -15,48 +15,28 @@ trl 0.11.4, the tests' oracle.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
+from promptist.models.tokens import TokenSum, length_mask, token_entropy, token_logprobs
+
+__all__ = [
+    "TokenSum",
+    "gae",
+    "kl_per_token",
+    "length_mask",
+    "mean_and_variance",
+    "moments",
+    "policy_loss",
+    "token_entropy",
+    "token_logprobs",
+    "token_rewards",
+    "value_loss",
+    "whiten",
+]
+
 WHITEN_EPS = 1e-8
 """Added to the variance before the root, as in trl 0.11.4 `masked_whiten`."""
-
-
-class TokenSum(NamedTuple):
-    """A loss over tokens before its division.
-
-    `total`: scalar with a graph, the sum over real tokens; `count`: scalar, how many there were; `stats`:
-    detached scalars, each a sum over the same tokens (so `stats[k] / count` is its mean).
-    """
-
-    total: Tensor
-    count: Tensor
-    stats: dict[str, Tensor]
-
-
-def length_mask(lengths: Tensor, width: int) -> Tensor:
-    """Boolean `[N, width]`, True where the column is below `lengths [N]`. Never derived from token ids: pad
-    and EOS are one id."""
-    return torch.arange(width, device=lengths.device)[None, :] < lengths[:, None]
-
-
-def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
-    """`log softmax(logits)[token]`: logits `[..., V]`, tokens `[...]` -> `[...]` (nats), in at least
-    float32."""
-    wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-    chosen = wide.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-    return chosen - wide.logsumexp(-1)
-
-
-def token_entropy(logits: Tensor) -> Tensor:
-    """Entropy of the next-token distribution: logits `[..., V]` -> `[...]` (nats)."""
-    logprobs = torch.log_softmax(
-        logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits, dim=-1
-    )
-    # A forbidden token has log-probability -inf and adds 0, where the plain product would be NaN.
-    return -(logprobs.exp() * logprobs.masked_fill(logprobs == -torch.inf, 0.0)).sum(-1)
 
 
 def kl_per_token(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
