@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from promptist.errors import UserError
@@ -224,6 +224,7 @@ def _update(cls: type, config: Any, dotted: str, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(section) and value is None and section is hint:
         raise UserError(f"`{dotted}` {where} must be a section of keys, not empty")
     try:
+        _open_mandatory(cls, config, dotted)
         # A section that is switched on (`X | None`) or replaced starts from its own defaults.
         OmegaConf.update(config, dotted, value, merge=True)
     except (OmegaConfBaseException, TypeError, ValueError, IndexError) as error:
@@ -233,6 +234,17 @@ def _update(cls: type, config: Any, dotted: str, value: Any, where: str) -> Any:
             f"`{dotted}` {where} must be {_describe(hint)}, not {_show(value)}{reason}"
         ) from error
     return config
+
+
+def _open_mandatory(cls: type, config: Any, dotted: str) -> None:
+    """Give a section without default its dataclass before a key is set in it: OmegaConf.update cannot."""
+    names = dotted.split(".")
+    for depth in range(1, len(names)):
+        above, name = names[: depth - 1], names[depth - 1]
+        node = OmegaConf.select(config, ".".join(above)) if above else config
+        section = _section(_hint_of(cls, ".".join(names[:depth])))
+        if isinstance(node, DictConfig) and dataclasses.is_dataclass(section) and OmegaConf.is_missing(node, name):
+            node[name] = OmegaConf.structured(section)
 
 
 def _hint_of(cls: type, dotted: str) -> Any:
