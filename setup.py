@@ -1,5 +1,5 @@
-"""Packaging of the suite. Lower bounds are what the code needs, upper bounds are the next release that may break it;
-the exact versions that the tests ran with are in constraints.txt."""
+"""Packaging of the suite. Lower bounds are what the code needs, upper bounds the next release that may break
+it; the exact versions that the tests ran with are in constraints.txt."""
 
 import re
 from pathlib import Path
@@ -11,14 +11,14 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "promptist/__init__.py").
 
 INSTALL_REQUIRES = [
     "torch>=2.10,<3",  # one lower bound for CPU and GPU: xformers 0.0.35 needs 2.10
-    "deepspeed>=0.19.5,<0.20",  # two ZeRO engines in one process, universal checkpoints; its internals move between minors
+    "deepspeed>=0.19.5,<0.20",  # two ZeRO engines in one process; its internals move between minors
     "transformers>=5.0,<6",  # GPT-2 with the Cache classes; 4.x has other cache and tokenizer interfaces
     "tokenizers>=0.22,<1",  # byte-level BPE of the miniature world is trained with it
     "diffusers>=0.42,<0.43",  # Stable Diffusion pipeline; the attention interface changes between minors
     "open_clip_torch>=3.3,<4",  # pretrained tag `openai` knows that it needs QuickGELU from 3.x on
     "timm>=1.0.17",  # open_clip's image towers, the ImageNet-21k lemma list
     "submitit>=1.5.3,<2",  # jobs from Python; requeue hooks as used in jobs/submit.py
-    "mpi4py>=4.1,<5",  # the first wheels on the package index; brings no MPI library: the cluster's, or the extra `local`
+    "mpi4py>=4.1,<5",  # first wheels; they bring no MPI library: the cluster's, or the extra `local`
     "omegaconf>=2.3,<3",  # typed configs from dataclasses
     "msgpack>=1.0,<2",  # messages between training and reward ranks
     "safetensors>=0.4",  # weights on disk without pickle
@@ -33,7 +33,7 @@ INSTALL_REQUIRES = [
 ]
 
 EXTRAS_REQUIRE = {
-    # An MPI library as a wheel: laptops and CI need no system package. On a cluster use the site's MPI instead.
+    # An MPI library as a wheel: laptops and CI need no system package. A cluster has its own MPI.
     "local": ["mpich>=5.0,<6"],
     # Memory-efficient attention of the paper's configs on NVIDIA GPUs (reward.diffusion.attention=xformers).
     "xformers": ["xformers>=0.0.35,<0.1"],
@@ -50,7 +50,7 @@ EXTRAS_REQUIRE = {
 setup(
     name="promptist",
     version=VERSION,
-    description="Promptist (Hao et al., NeurIPS 2023) as an HPC batch suite: SFT, PPO and evaluation of prompt optimisers",
+    description="Promptist (Hao et al., NeurIPS 2023) as an HPC batch suite: SFT, PPO and evaluation",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",

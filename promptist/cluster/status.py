@@ -36,7 +36,10 @@ def newest_export(root: Path) -> Path | None:
 
 
 def describe(run: Path) -> str:
-    """`ppo 120/200, last heard of 2 min ago, newest checkpoint step_000100`; raises UserError if `run` is no run."""
+    """`ppo 120/200, last heard of 2 min ago, newest checkpoint step_000100`.
+
+    Raises UserError if `run` is no run folder.
+    """
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run} is not a run folder: it has no config.yaml")
     kind, total = _length(_config(run))

@@ -1,0 +1,110 @@
+"""The `promptist` command. Verbs import what they need when they run: `promptist --help` loads no torch."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from promptist import __version__
+from promptist.errors import UserError, run_main
+
+# Verbs whose options are parsed by the function that does the work.
+_DELEGATED = {"demo": ("promptist.demo", "run"), "world": ("promptist.synthetic.cli", "main")}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (default: the process's own) and return its exit code; 64 is bad input."""
+    return run_main(_main, argv)
+
+
+def _main(argv: list[str]) -> int | None:
+    if argv and argv[0] in _DELEGATED:
+        module, function = _DELEGATED[argv[0]]
+        code: int | None = getattr(importlib.import_module(module), function)(argv[1:])
+        return code
+    arguments = _parser().parse_args(argv)
+    code = arguments.run(arguments)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="promptist", description="Optimise prompts for text-to-image models: demo, use, look at runs."
+    )
+    parser.add_argument("--version", action="version", version=f"promptist {__version__}")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+
+    verbs.add_parser("demo", add_help=False, help="train it all in the miniature world")
+
+    optimize = verbs.add_parser("optimize", help="rewrite prompts with a trained model")
+    optimize.add_argument("prompt", nargs="+", help="the user's prompt; several are rewritten one a line")
+    optimize.add_argument(
+        "--model",
+        type=Path,
+        metavar="FOLDER",
+        help="exported Hugging Face folder (default: that of the newest finished PPO run)",
+    )
+    _add_root(optimize)
+    optimize.set_defaults(run=_optimize)
+
+    report = verbs.add_parser("report", help="write report.html of a run or an evaluation")
+    report.add_argument("folder", type=Path, metavar="RUN|EVAL", help="folder of a run or of an evaluation")
+    report.set_defaults(run=_report)
+
+    status = verbs.add_parser("status", help="how far each run is, when last heard of, newest checkpoint")
+    status.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="(default: all runs below --root)")
+    _add_root(status)
+    status.set_defaults(run=_status)
+
+    verbs.add_parser("world", add_help=False, help="the miniature world: train, quality, show")
+    return parser
+
+
+def _add_root(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--root", type=Path, default=Path("runs"), help="where the runs are (default: runs)")
+
+
+def _optimize(arguments: argparse.Namespace) -> None:
+    from promptist.cluster.status import newest_export
+
+    folder: Path | None = arguments.model
+    if folder is None:
+        folder = newest_export(arguments.root)
+        if folder is None:
+            raise UserError(
+                f"there is no finished PPO run with an export below {arguments.root}: run `make demo` first, "
+                "or name a model with --model FOLDER"
+            )
+        # Beside the answer, not in it: stdout holds the rewrites alone.
+        print(f"model: {folder} (newest finished PPO run; --model names another)", file=sys.stderr)
+
+    from promptist.optimize import Promptist
+
+    rewrite = Promptist.from_pretrained(folder)
+    for prompt in arguments.prompt:
+        print(rewrite(prompt), flush=True)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from promptist.evaluation.report import write_report
+
+    print(write_report(arguments.folder))
+
+
+def _status(arguments: argparse.Namespace) -> None:
+    from promptist.cluster.status import describe, find_runs
+
+    runs = arguments.runs or find_runs(arguments.root)
+    if not runs:
+        raise UserError(f"there is no run below {arguments.root}: name another folder with --root")
+    lines = [describe(run) for run in runs]
+    width = max(len(str(run)) for run in runs)
+    for run, line in zip(runs, lines, strict=True):
+        print(f"{run!s:{width}}  {line}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
