@@ -200,7 +200,7 @@ def _check_launcher(size: int) -> None:
     if size == 1 and started > 1:
         raise UserError(
             f"the launcher started {started} processes but each sees an MPI world of its own: use the MPI "
-            "mpi4py is linked to (srun --mpi=pmix for Open MPI, --mpi=pmi2 for MPICH, or the mpirun of that MPI)"
+            "mpi4py is linked to (srun --mpi=pmix for Open MPI, --mpi=pmi2 for MPICH; or its own mpirun)"
         )
 
 

@@ -1,0 +1,68 @@
+"""How a job's process ends, alone (with several ranks: tests/distributed/test_launch.py)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from promptist.errors import EXIT_BAD_INPUT, UserError, run_main
+
+
+def test_success_passes_arguments_and_gives_zero() -> None:
+    seen: list[str] = []
+    assert run_main(lambda argv: seen.extend(argv), ["a", "b=1"]) == 0
+    assert seen == ["a", "b=1"]
+
+
+def test_own_exit_code_is_kept() -> None:
+    assert run_main(lambda argv: 3, []) == 3
+
+
+def test_user_error_is_one_sentence_and_64(capsys: pytest.CaptureFixture[str]) -> None:
+    def main(argv: list[str]) -> None:
+        raise UserError("the file prompts.txt does not exist")
+
+    assert run_main(main, []) == EXIT_BAD_INPUT == 64
+    assert capsys.readouterr().err == "error: the file prompts.txt does not exist\n"
+
+
+def test_other_errors_show_their_traceback_and_give_1(capsys: pytest.CaptureFixture[str]) -> None:
+    def main(argv: list[str]) -> None:
+        raise ZeroDivisionError("ours")
+
+    assert run_main(main, []) == 1
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert "ZeroDivisionError: ours" in err
+
+
+@pytest.mark.parametrize(("code", "expected"), [(None, 0), (0, 0), (2, 2), ("text", 1)])
+def test_sys_exit_inside_keeps_its_meaning(code: object, expected: int) -> None:
+    def main(argv: list[str]) -> None:
+        sys.exit(code)  # type: ignore[arg-type]
+
+    assert run_main(main, []) == expected
+
+
+def test_interrupt_gives_130(capsys: pytest.CaptureFixture[str]) -> None:
+    def main(argv: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    assert run_main(main, []) == 130
+
+
+def test_imports_initialise_nothing() -> None:
+    """Neither MPI nor torch.distributed nor CUDA, for any module of this room."""
+    code = """
+import pkgutil, importlib, sys
+import promptist, promptist.errors, promptist.rng, promptist.config, promptist.data, promptist.cluster
+for package in (promptist.data, promptist.cluster):
+    for found in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+        importlib.import_module(found.name)
+assert "mpi4py.MPI" not in sys.modules
+import torch
+assert not torch.distributed.is_initialized() and not torch.cuda.is_initialized()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
