@@ -72,7 +72,9 @@ def fold(state: Mapping[str, Tensor], name: str) -> tuple[Tensor, float]:
     """The affine map (weight [E] float64, bias) that a head's state dict computes; UserError naming `name` if it is not affine."""
     if set(state) == {"weight", "bias"}:
         return _vector(state["weight"], state["bias"], name)
-    layers = sorted({int(match[1]) for key in state if (match := re.fullmatch(r"layers\.(\d+)\.(weight|bias)", key))})
+    layers = sorted(
+        {int(match[1]) for key in state if (match := re.fullmatch(r"layers\.(\d+)\.(weight|bias)", key))}
+    )
     if len(state) != 2 * len(layers) or not layers:
         raise UserError(
             f"{name} is no aesthetic head that promptist knows: it holds {', '.join(sorted(state)[:4])} ...; "
@@ -88,7 +90,9 @@ def fold(state: Mapping[str, Tensor], name: str) -> tuple[Tensor, float]:
     for layer in layers:
         w, b = state[f"layers.{layer}.weight"].double(), state[f"layers.{layer}.bias"].double()
         if w.shape[1] != weight.shape[0]:
-            raise UserError(f"the aesthetic head {name} is damaged: layer {layer} does not fit the one before it")
+            raise UserError(
+                f"the aesthetic head {name} is damaged: layer {layer} does not fit the one before it"
+            )
         weight, bias = w @ weight, w @ bias + b
     return _vector(weight, bias, name)
 
@@ -106,7 +110,9 @@ def _vector(weight: Tensor, bias: Tensor, name: str) -> tuple[Tensor, float]:
 
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise UserError(f"the aesthetic head {path} does not exist; set reward.aesthetic.path to a .pth or .safetensors file")
+        raise UserError(
+            f"the aesthetic head {path} does not exist; set reward.aesthetic.path to a .pth or .safetensors file"
+        )
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -116,7 +122,11 @@ def _read(path: Path) -> dict[str, Tensor]:
             # The published files hold tensors saved on cuda:0.
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise a dozen types for a damaged file
-        raise UserError(f"the aesthetic head {path} cannot be read ({type(error).__name__}: {error}); get the file again") from error
+        raise UserError(
+            f"the aesthetic head {path} cannot be read ({type(error).__name__}: {error}); get the file again"
+        ) from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"the aesthetic head {path} holds no state dict; save model.state_dict(), not the model")
+        raise UserError(
+            f"the aesthetic head {path} holds no state dict; save model.state_dict(), not the model"
+        )
     return dict(state)

@@ -66,7 +66,11 @@ class ClipEncoder:
         pictures = pictures.to(self.device, torch.float32)
         if pictures.shape[-1] != self.size:
             pictures = functional.interpolate(
-                pictures, size=(self.size, self.size), mode=self.interpolation, antialias=True, align_corners=False
+                pictures,
+                size=(self.size, self.size),
+                mode=self.interpolation,
+                antialias=True,
+                align_corners=False,
             ).clamp(0, 1)  # bicubic overshoots at edges; PIL's 8 bits clip there too
         return (pictures - self.mean) / self.std
 
@@ -99,7 +103,9 @@ def _unit(features: Tensor) -> Tensor:
 def _side(image_size: int | Sequence[int]) -> int:
     sides = {image_size} if isinstance(image_size, int) else set(image_size)
     if len(sides) != 1:
-        raise UserError(f"the CLIP model takes pictures of {image_size}, which are not square; use another reward.clip.model")
+        raise UserError(
+            f"the CLIP model takes pictures of {image_size}, which are not square; use another reward.clip.model"
+        )
     return int(sides.pop())
 
 
@@ -126,7 +132,9 @@ def _load(config: ClipConfig, device: torch.device) -> tuple[Any, Any]:
             require_pretrained=True,
         )
         tokenizer = open_clip.get_tokenizer(name, **tokenizer_options)
-    except Exception as error:  # RuntimeError, ValueError, FileNotFoundError, OSError, safetensors and hub errors
+    except (
+        Exception
+    ) as error:  # RuntimeError, ValueError, FileNotFoundError, OSError, safetensors and hub errors
         raise UserError(
             f"the CLIP model {config.model} with weights {config.pretrained} cannot be loaded "
             f"({type(error).__name__}: {' '.join(str(error).split())[:300]}); set reward.clip to an open_clip name and tag, "
@@ -149,7 +157,9 @@ def check_activation(config: ClipConfig) -> None:
             "the paper's is ViT-L-14-quickgelu with pretrained openai"
         )
     if config.pretrained is None:
-        raise UserError(f"reward.clip.model {config.model} needs weights: set reward.clip.pretrained to a tag such as openai, or a file")
+        raise UserError(
+            f"reward.clip.model {config.model} needs weights: set reward.clip.pretrained to a tag such as openai, or a file"
+        )
     tag = open_clip.get_pretrained_cfg(config.model, config.pretrained)
     if tag:
         trained_quick = bool(tag.get("quick_gelu", False))
@@ -179,13 +189,19 @@ def _tokenizer_options(folder: Path) -> dict[str, str]:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         bpe = config["model_cfg"]["text_cfg"].get("tokenizer_kwargs", {}).get("bpe_path")
     except FileNotFoundError:
-        raise UserError(f"the CLIP folder {folder} has no {CONFIG_FILE}; set reward.clip.model to a complete one") from None
+        raise UserError(
+            f"the CLIP folder {folder} has no {CONFIG_FILE}; set reward.clip.model to a complete one"
+        ) from None
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{folder / CONFIG_FILE} is not an open_clip config ({error!r}); write the folder again") from error
+        raise UserError(
+            f"{folder / CONFIG_FILE} is not an open_clip config ({error!r}); write the folder again"
+        ) from error
     if bpe is None:
         return {}
     if not (folder / bpe).is_file():
-        raise UserError(f"{folder / CONFIG_FILE} names the vocabulary {bpe}, which is not in the folder; write the folder again")
+        raise UserError(
+            f"{folder / CONFIG_FILE} names the vocabulary {bpe}, which is not in the folder; write the folder again"
+        )
     return {"bpe_path": str(folder / bpe)}
 
 

@@ -64,7 +64,9 @@ class DiffusionConfig:
             ("safety_checker", ("none",)),
         ):
             if getattr(self, name) not in allowed:
-                raise UserError(f"reward.diffusion.{name} is {getattr(self, name)!r}; use {' or '.join(allowed)}")
+                raise UserError(
+                    f"reward.diffusion.{name} is {getattr(self, name)!r}; use {' or '.join(allowed)}"
+                )
         for name in ("steps", "size", "batch"):
             if getattr(self, name) < 1:
                 raise UserError(f"reward.diffusion.{name} is {getattr(self, name)}; it must be at least 1")
@@ -150,9 +152,17 @@ class Painter:
         """Text embedding [B, T, D], cut and padded to the tokenizer's length as the pipeline does."""
         tokenizer, encoder = self.pipeline.tokenizer, self.pipeline.text_encoder
         tokens = tokenizer(
-            prompts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+            prompts,
+            padding="max_length",
+            max_length=tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
         )
-        mask = tokens.attention_mask.to(self.device) if getattr(encoder.config, "use_attention_mask", False) else None
+        mask = (
+            tokens.attention_mask.to(self.device)
+            if getattr(encoder.config, "use_attention_mask", False)
+            else None
+        )
         return encoder(tokens.input_ids.to(self.device), attention_mask=mask)[0]
 
     def _is_too_long(self, prompt: str) -> bool:
@@ -197,15 +207,22 @@ def _has_xformers() -> bool:
 
 def _load(config: DiffusionConfig) -> StableDiffusionPipeline:
     from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
+    from diffusers.utils import is_accelerate_available
 
     if config.path.startswith((".", "/", "~")) and not Path(config.path).expanduser().is_dir():
-        raise UserError(f"the diffusion pipeline folder {config.path} does not exist; set reward.diffusion.path")
+        raise UserError(
+            f"the diffusion pipeline folder {config.path} does not exist; set reward.diffusion.path"
+        )
     # Given by a relative path like configs/world/sd, a folder wins over a hub name, as in diffusers.
     source = str(Path(config.path).expanduser()) if Path(config.path).expanduser().is_dir() else config.path
     try:
         with _quiet():
             pipeline = StableDiffusionPipeline.from_pretrained(
-                source, torch_dtype=DTYPES[config.dtype], safety_checker=None, requires_safety_checker=False
+                source,
+                dtype=DTYPES[config.dtype],
+                safety_checker=None,
+                requires_safety_checker=False,
+                low_cpu_mem_usage=is_accelerate_available(),  # said openly, else diffusers warns of it at every start
             )
     except Exception as error:  # OSError, ValueError, KeyError, safetensors errors, hub errors: what a bad folder raises varies
         raise UserError(
@@ -218,7 +235,9 @@ def _load(config: DiffusionConfig) -> StableDiffusionPipeline:
             pipeline.scheduler.config, algorithm_type="dpmsolver++", solver_order=2, steps_offset=1
         )
     else:
-        pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False, steps_offset=1)
+        pipeline.scheduler = DDIMScheduler.from_config(
+            pipeline.scheduler.config, clip_sample=False, steps_offset=1
+        )
     for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         module.eval().requires_grad_(False)
     return pipeline

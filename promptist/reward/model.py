@@ -45,7 +45,9 @@ class RewardConfig:
 
     def __post_init__(self) -> None:
         if not self.deadline_s > 0:
-            raise UserError(f"reward.deadline_s is {self.deadline_s}; it must be a positive number of seconds")
+            raise UserError(
+                f"reward.deadline_s is {self.deadline_s}; it must be a positive number of seconds"
+            )
         if self.window < 1:
             raise UserError(f"reward.window is {self.window}; at least one batch must be in flight")
 
@@ -93,7 +95,8 @@ class RewardModel:
         for request, finite in zip(requests, pixels.isfinite().flatten(1).all(1).tolist(), strict=True):
             if not finite:
                 raise MeasurementError(
-                    request, f"holds NaN: the diffusion model overflows in {self.config.diffusion.dtype}, use another dtype"
+                    request,
+                    f"holds NaN: the diffusion model overflows in {self.config.diffusion.dtype}, use another dtype",
                 )
         images = self.clip.encode_images(pixels / 255)
         texts = self.clip.encode_texts([request.source for request in requests])
@@ -142,7 +145,12 @@ class RewardModel:
         _hash_tensors(digest, (entry for module in modules for entry in module.state_dict().items()))
         _hash_tensors(
             digest,
-            [("mean", self.clip.mean), ("std", self.clip.std), ("w", self.head.weight), ("b", torch.tensor(self.head.bias))],
+            [
+                ("mean", self.clip.mean),
+                ("std", self.clip.std),
+                ("w", self.head.weight),
+                ("b", torch.tensor(self.head.bias)),
+            ],
         )
         return digest.hexdigest()
 

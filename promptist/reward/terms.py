@@ -27,9 +27,13 @@ class TermsConfig:
 
     def __post_init__(self) -> None:
         if self.slope <= 0:
-            raise UserError(f"reward.terms.slope is {self.slope}; it must be positive, else relevance is never rewarded")
+            raise UserError(
+                f"reward.terms.slope is {self.slope}; it must be positive, else relevance is never rewarded"
+            )
         if self.images < 1:
-            raise UserError(f"reward.terms.images is {self.images}; at least one picture per prompt is needed")
+            raise UserError(
+                f"reward.terms.images is {self.images}; at least one picture per prompt is needed"
+            )
         if self.bank < self.images:
             raise UserError(
                 f"reward.terms.bank is {self.bank} and reward.terms.images {self.images}; "
