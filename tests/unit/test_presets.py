@@ -1,4 +1,4 @@
-"""The presets of the paper and of the released code: they load, they are complete, every value names its source."""
+"""The presets of paper and released code load, are complete, and name the source of every value."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ PAPER_PPO = {
     "reward.clip.pretrained": "openai", "model.trainable_blocks": None,
 }  # fmt: skip
 PAPER_SFT = {
-    "model.path": "gpt2-xl", "sft.batch": 256, "sft.steps": 15000, "optimizer.lr": 5e-5, "data.max_length": 512,
+    "model.path": "gpt2-xl", "sft.batch": 256, "sft.steps": 15000, "optimizer.lr": 5e-5,
+    "data.max_length": 512,
     "optimizer.betas": [0.9, 0.999], "optimizer.eps": 1e-6, "optimizer.weight_decay": 0.1,
 }  # fmt: skip
 RELEASED_PPO = {
@@ -43,18 +44,21 @@ RELEASED_PPO = {
 }  # fmt: skip
 
 
+VALUE = re.compile(r"\s*(- )?\w+:\s+\S.*")
+
+
 def unsourced(text: str) -> list[str]:
     """Lines that set a value but whose comment names neither paper, nor code, nor us."""
     bad = []
     for line in text.splitlines():
         content, _, comment = line.partition("  #")
-        if re.fullmatch(r"\s*(- )?\w+:\s+\S.*", content) and not re.search(r"\b(paper|code|ours)\b", comment):
+        if VALUE.fullmatch(content) and not re.search(r"\b(paper|code|ours)\b", comment):
             bad.append(line)
     return bad
 
 
 def value_lines(text: str) -> int:
-    return sum(bool(re.fullmatch(r"\s*(- )?\w+:\s+\S.*", line.partition("  #")[0])) for line in text.splitlines())
+    return sum(bool(VALUE.fullmatch(line.partition("  #")[0])) for line in text.splitlines())
 
 
 @pytest.mark.parametrize("path", PRESETS)
@@ -84,17 +88,19 @@ def test_every_value_names_its_source(path: str) -> None:
 
 
 def test_a_value_without_source_is_found() -> None:
-    assert unsourced("a:\n  b: 1  # ours\n  c: [1, 2]\n  - d: 2  # because\n# e: 1\n") == ["  c: [1, 2]", "  - d: 2  # because"]
+    text = "a:\n  b: 1  # ours\n  c: [1, 2]\n  - d: 2  # because\n# e: 1\n"
+    assert unsourced(text) == ["  c: [1, 2]", "  - d: 2  # because"]
 
 
 @pytest.mark.parametrize("path", PRESETS)
 def test_leaves_no_default_unsaid(path: str) -> None:
-    """A preset states its numbers itself: a changed default in the code must not change a published setting."""
+    """A preset states its numbers itself: a changed default in the code must not change a published one."""
     stated = set(configs.flatten(yaml.safe_load((ROOT / path).read_text("utf-8"))))
     loaded = configs.flatten(configs.load(PRESETS[path], ROOT / path))
     # Alternatives that are switched off, and keys that the chosen method does not read.
     unread = {"roles.reward_nodes", "roles.reward_per_node", "value_optimizer"}
-    unread |= {key for key in loaded if re.search(r"decoding\.(temperature|top_p|early_stopping|diversity_penalty)$", key)}
+    sampling = re.compile(r"decoding\.(temperature|top_p|early_stopping|diversity_penalty)$")
+    unread |= {key for key in loaded if sampling.search(key)}
     assert set(loaded) - stated - unread == set()
 
 
@@ -109,9 +115,12 @@ def test_batch_divides_over_the_usual_numbers_of_ranks(path: str, ranks: int) ->
 
 def test_differences_are_documented() -> None:
     """docs/presets.md has one table row for each key in which the two PPO presets differ, and no other."""
-    paper, released = (configs.load(PPOJob, ROOT / f"configs/{name}/ppo.yaml") for name in ("paper", "released"))
+    paper, released = (
+        configs.load(PPOJob, ROOT / f"configs/{name}/ppo.yaml") for name in ("paper", "released")
+    )
     documented = re.findall(r"^\| `([\w.]+)` \|", (ROOT / "docs/presets.md").read_text("utf-8"), re.M)
-    different = {re.sub(r"^data\.prompts\..*", "data.prompts", key) for key in configs.differences(paper, released)}
+    keys = configs.differences(paper, released)
+    different = {re.sub(r"^data\.prompts\..*", "data.prompts", key) for key in keys}
     assert sorted(documented) == sorted(different)
 
 
