@@ -1,9 +1,10 @@
 """The aesthetic predictor: an affine map of the L2-normalised CLIP image embedding.
 
-The paper's head (`sac+logos+ava1-l14-linearMSE.pth`, github.com/christophschuhmann/improved-aesthetic-predictor) is
-stored as five linear layers with dropout and no activation between them. In evaluation that is one affine map, folded
-here once at load: `score = w . e + b`. Single linear heads (`sa_0_4_vit_l_14_linear.pth`, or safetensors with `weight`
-and `bias`) are the same thing without the folding.
+The paper's head (`sac+logos+ava1-l14-linearMSE.pth`,
+github.com/christophschuhmann/improved-aesthetic-predictor) is stored as five linear layers with dropout and
+no activation between them. In evaluation that is one affine map, folded here once at load: `score = w . e +
+b`. Single linear heads (`sa_0_4_vit_l_14_linear.pth`, or safetensors with `weight` and `bias`) are the same
+thing without the folding.
 """
 
 from __future__ import annotations
@@ -19,9 +20,13 @@ from torch import Tensor
 from promptist.errors import UserError
 
 _AFFINE_LAYERS = (0, 2, 4, 6, 7)
-"""Positions of the linear layers in the five-layer head: dropout sits at 1, 3 and 5, and there is no place for an activation."""
+"""Positions of the linear layers in the five-layer head: dropout sits at 1, 3 and 5, and there is no place
+for an activation.
+"""
 _NORM_TOLERANCE = 2e-2
-"""Half precision embeddings normalised in float32 are far closer than this; raw CLIP embeddings have a norm near 10."""
+"""Half precision embeddings normalised in float32 are far closer than this; raw CLIP embeddings have a norm
+near 10.
+"""
 
 
 @dataclass
@@ -41,11 +46,14 @@ class AestheticHead:
 
     @classmethod
     def load(cls, path: str | Path, dimension: int) -> AestheticHead:
-        """The head in `path` for embeddings of `dimension`; UserError if it is missing, not affine, or of another size."""
+        """The head in `path` for embeddings of `dimension`; UserError if it is missing, not affine, or of
+        another size.
+        """
         weight, bias = fold(_read(Path(path)), str(path))
         if weight.numel() != dimension:
             raise UserError(
-                f"the aesthetic head {path} takes embeddings of {weight.numel()} numbers, but reward.clip gives {dimension}; "
+                f"the aesthetic head {path} takes embeddings of {weight.numel()} numbers, but "
+                f"reward.clip gives {dimension}; "
                 "use the head that was trained on this CLIP model"
             )
         return cls(weight, bias)
@@ -55,7 +63,7 @@ class AestheticHead:
         return AestheticHead(self.weight.to(device), self.bias)
 
     def score(self, embeddings: Tensor) -> Tensor:
-        """embeddings [N, E], each of length 1 -> scores [N] float32. ValueError if they are not normalised."""
+        """embeddings [N, E], each of length 1 -> scores [N] float32. ValueError if they are not."""
         embeddings = embeddings.float()
         norms = torch.linalg.vector_norm(embeddings, dim=-1)
         worst = (norms - 1).abs().max().item() if len(norms) else 0.0
@@ -69,7 +77,9 @@ class AestheticHead:
 
 
 def fold(state: Mapping[str, Tensor], name: str) -> tuple[Tensor, float]:
-    """The affine map (weight [E] float64, bias) that a head's state dict computes; UserError naming `name` if it is not affine."""
+    """The affine map (weight [E] float64, bias) that a head's state dict computes; UserError naming `name` if
+    it is not affine.
+    """
     if set(state) == {"weight", "bias"}:
         return _vector(state["weight"], state["bias"], name)
     layers = sorted(
@@ -82,7 +92,8 @@ def fold(state: Mapping[str, Tensor], name: str) -> tuple[Tensor, float]:
         )
     if tuple(layers) != _AFFINE_LAYERS:
         raise UserError(
-            f"the aesthetic head {name} has its linear layers at {', '.join(map(str, layers))}, which leaves room for "
+            f"the aesthetic head {name} has its linear layers at {', '.join(map(str, layers))}, "
+            "which leaves room for "
             "activations between them, so it is not an affine map; use a linearMSE head"
         )
     weight = torch.eye(state["layers.0.weight"].shape[1], dtype=torch.float64)
@@ -101,7 +112,8 @@ def _vector(weight: Tensor, bias: Tensor, name: str) -> tuple[Tensor, float]:
     weight = weight.double()
     if weight.numel() != weight.shape[-1] or bias.numel() != 1:
         raise UserError(
-            f"the aesthetic head {name} has {weight.numel() // weight.shape[-1]} outputs; an aesthetic score is one number"
+            f"the aesthetic head {name} has {weight.numel() // weight.shape[-1]} outputs; an "
+            "aesthetic score is one number"
         )
     if not (torch.isfinite(weight).all() and torch.isfinite(bias).all()):
         raise UserError(f"the aesthetic head {name} holds NaN or infinite weights; get the file again")
@@ -111,7 +123,8 @@ def _vector(weight: Tensor, bias: Tensor, name: str) -> tuple[Tensor, float]:
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(
-            f"the aesthetic head {path} does not exist; set reward.aesthetic.path to a .pth or .safetensors file"
+            f"the aesthetic head {path} does not exist; set reward.aesthetic.path to a .pth or "
+            ".safetensors file"
         )
     try:
         if path.suffix == ".safetensors":

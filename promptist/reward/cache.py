@@ -1,12 +1,12 @@
 """Measurements of plain pictures, kept for the whole run.
 
-A user's prompt comes back with another rewrite, and its own pictures need not be painted again. Entries are addressed by
-content (generator fingerprint, namespace, x, k) and appended to `RANK.jsonl` files, one per training rank, in the run
-folder. Nothing is claimed to be saved: `hit_rate` says what was.
+A user's prompt comes back with another rewrite, and its own pictures need not be painted again. Entries are
+addressed by content (generator fingerprint, namespace, x, k) and appended to `RANK.jsonl` files, one per
+training rank, in the run folder. Nothing is claimed to be saved: `hit_rate` says what was.
 
-Determinism: a rank sees its own entries at once and those of the other ranks from the next iteration on, whenever their
-files happen to be written; and what a run that died wrote after the checkpoint is forgotten on resume. A resumed run
-therefore finds exactly what the undisturbed run found.
+Determinism: a rank sees its own entries at once and those of the other ranks from the next iteration on,
+whenever their files happen to be written; and what a run that died wrote after the checkpoint is forgotten on
+resume. A resumed run therefore finds exactly what the undisturbed run found.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class PlainCache:
     def begin(self, iteration: int) -> None:
         """Take in what all ranks measured before `iteration`. All ranks must have finished the one before.
 
-        The first call says where the run starts or resumes: later entries of this rank, and those of ranks that exist no
-        more, come from a run that died and are forgotten.
+        The first call says where the run starts or resumes: later entries of this rank, and those of ranks
+        that exist no more, come from a run that died and are forgotten.
         """
         files = sorted(self.folder.glob("*.jsonl"))
         if self.iteration is None:
@@ -68,7 +68,9 @@ class PlainCache:
                 self._learn(entry["key"], Measurement(**entry["measurement"]))
 
     def get(self, request: ImageRequest) -> Measurement | None:
-        """The measurement of a plain request, or None; a request that keeps its picture needs one that was kept."""
+        """The measurement of a plain request, or None; a request that keeps its picture needs one that was
+        kept.
+        """
         if self.iteration is None:
             self.begin(0)
         self.lookups += 1
@@ -137,6 +139,7 @@ def _entries(path: Path, offset: int) -> Iterator[tuple[dict[str, Any], int]]:
                 entry["iteration"], entry["key"], entry["measurement"]["cosine"]
             except (ValueError, KeyError, TypeError):
                 raise UserError(
-                    f"{path} is damaged {offset} bytes from its start; delete the file, its pictures will be painted again"
+                    f"{path} is damaged {offset} bytes from its start; delete the file, its "
+                    "pictures will be painted again"
                 ) from None
             yield entry, offset

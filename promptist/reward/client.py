@@ -1,4 +1,4 @@
-"""The training side's view of the reward: requests become tickets at once, tickets become measurements later."""
+"""The training side's view of the reward: requests become tickets at once, measurements later."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from promptist.reward.messages import ImageRequest, Measurement
 
 
 class RewardError(RuntimeError):
-    """A picture could not be measured, or a reward rank fell silent. It stops the run; it never becomes a score."""
+    """A picture could not be measured, or a reward rank fell silent. It stops the run; it never becomes a
+    score.
+    """
 
 
 @dataclass(eq=False, slots=True)
@@ -30,15 +32,19 @@ class RewardClient(Protocol):
     `images`: pictures painted so far for this training rank; `waited_s`: seconds spent blocked in `collect`.
     """
 
-    images: int
-    waited_s: float
+    @property
+    def images(self) -> int: ...
+
+    @property
+    def waited_s(self) -> float: ...
 
     def begin(self, iteration: int) -> None:
         """An iteration starts, on all training ranks."""
 
     def submit(self, requests: Sequence[ImageRequest]) -> list[Ticket]:
-        """Ask for pictures; never blocks. Requests of several calls share diffusion batches; the last, part-filled one
-        waits for more until `flush` or `collect`."""
+        """Ask for pictures; never blocks. Requests of several calls share diffusion batches; the last,
+        part-filled one waits for more until `flush` or `collect`.
+        """
 
     def flush(self) -> None:
         """Nothing more comes for now: paint the part-filled batch, too."""
@@ -47,7 +53,9 @@ class RewardClient(Protocol):
         """Raise RewardError if something has failed meanwhile; never blocks."""
 
     def collect(self, tickets: Sequence[Ticket]) -> list[Measurement]:
-        """The measurements of `tickets`, in order; waits for them. RewardError names the rank and the prompt at fault."""
+        """The measurements of `tickets`, in order; waits for them. RewardError names the rank and the prompt
+        at fault.
+        """
 
     def metrics(self) -> dict[str, float]:
         """Figures since the last call, as `reward/...`."""
@@ -69,7 +77,9 @@ class Measurer(Protocol):
 
 
 def culprit(model: Measurer, requests: Sequence[ImageRequest], error: Exception) -> ImageRequest:
-    """The request of a failed batch that is to blame: the one the error names, else the first that fails alone, else the first."""
+    """The request of a failed batch that is to blame: the one the error names, else the first that fails
+    alone, else the first.
+    """
     named = getattr(error, "request", None)
     if isinstance(named, ImageRequest):
         return named
@@ -141,10 +151,11 @@ class LocalRewards:
 
 
 class CachedRewards:
-    """A client behind a `PlainCache`: pictures of plain prompts that the run has painted before are not painted again.
+    """A client behind a `PlainCache`: pictures of plain prompts that the run has painted before are not
+    painted again.
 
-    A plain picture that is asked for again while it is being painted shares the ticket and counts as a hit, so that the hit
-    rate does not depend on timing.
+    A plain picture that is asked for again while it is being painted shares the ticket and counts as a hit,
+    so that the hit rate does not depend on timing.
     """
 
     def __init__(self, client: RewardClient, cache: PlainCache) -> None:
@@ -208,7 +219,9 @@ class CachedRewards:
         return results
 
     def metrics(self) -> dict[str, float]:
-        """The client's figures and `reward/hit_rate`, the share of plain pictures that were known (0 where none was asked for)."""
+        """The client's figures and `reward/hit_rate`, the share of plain pictures that were known (0 where
+        none was asked for).
+        """
         hits, lookups = self.cache.hits - self._seen[0], self.cache.lookups - self._seen[1]
         self._seen = (self.cache.hits, self.cache.lookups)
         return {**self.client.metrics(), "reward/hit_rate": hits / lookups if lookups else 0.0}

@@ -1,7 +1,8 @@
 """CLIP through open_clip: unit embeddings of pictures and texts, in batches of one fixed shape.
 
-Relevance and the aesthetic score share one encoding of each picture. Pictures are preprocessed as tensors on the
-device, as open_clip's own PIL transform does it (bicubic with antialiasing, the model's own mean and deviation).
+Relevance and the aesthetic score share one encoding of each picture. Pictures are preprocessed as tensors on
+the device, as open_clip's own PIL transform does it (bicubic with antialiasing, the model's own mean and
+deviation).
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ CONFIG_FILE = "open_clip_config.json"
 
 @dataclass
 class ClipConfig:
-    """`model`: an open_clip name (`ViT-L-14-quickgelu`) with `pretrained` a tag (`openai`) or a weights file; or a folder
-    with open_clip_config.json and weights, and `pretrained` null.
+    """`model`: an open_clip name (`ViT-L-14-quickgelu`) with `pretrained` a tag (`openai`) or a weights file;
+    or a folder with open_clip_config.json and weights, and `pretrained` null.
 
-    A folder with a vocabulary of its own names it in open_clip_config.json as `text_cfg.tokenizer_kwargs.bpe_path`, a gzipped
-    merges file relative to the folder.
+    A folder with a vocabulary of its own names it in open_clip_config.json as
+    `text_cfg.tokenizer_kwargs.bpe_path`, a gzipped merges file relative to the folder.
     """
 
     model: str = "ViT-L-14-quickgelu"
@@ -42,10 +43,14 @@ class ClipConfig:
 
 
 class ClipEncoder:
-    """Unit embeddings [N, `dimension`] float32 of any number of pictures or texts, computed `batch` at a time."""
+    """Unit embeddings [N, `dimension`] float32 of any number of pictures or texts, computed `batch` at a
+    time.
+    """
 
     def __init__(self, config: ClipConfig, device: torch.device | str, batch: int) -> None:
-        """Load model, preprocessing and tokenizer; UserError if they are missing, damaged or do not belong together."""
+        """Load model, preprocessing and tokenizer; UserError if they are missing, damaged or do not belong
+        together.
+        """
         self.config = config
         self.device = torch.device(device)
         self.batch = batch
@@ -104,7 +109,8 @@ def _side(image_size: int | Sequence[int]) -> int:
     sides = {image_size} if isinstance(image_size, int) else set(image_size)
     if len(sides) != 1:
         raise UserError(
-            f"the CLIP model takes pictures of {image_size}, which are not square; use another reward.clip.model"
+            f"the CLIP model takes pictures of {image_size}, which are not square; use another "
+            "reward.clip.model"
         )
     return int(sides.pop())
 
@@ -137,14 +143,16 @@ def _load(config: ClipConfig, device: torch.device) -> tuple[Any, Any]:
     ) as error:  # RuntimeError, ValueError, FileNotFoundError, OSError, safetensors and hub errors
         raise UserError(
             f"the CLIP model {config.model} with weights {config.pretrained} cannot be loaded "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:300]}); set reward.clip to an open_clip name and tag, "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:300]}); set reward.clip to "
+            "an open_clip name and tag, "
             "or to a folder with open_clip_config.json and weights"
         ) from error
     return model.eval().requires_grad_(False), tokenizer
 
 
 def check_activation(config: ClipConfig) -> None:
-    """UserError where a built-in architecture and its weights disagree about QuickGELU, which open_clip only warns of.
+    """UserError where a built-in architecture and its weights disagree about QuickGELU, which open_clip only
+    warns of.
 
     OpenAI's weights were trained with QuickGELU; under exact GELU the embeddings are quietly worse.
     """
@@ -158,7 +166,8 @@ def check_activation(config: ClipConfig) -> None:
         )
     if config.pretrained is None:
         raise UserError(
-            f"reward.clip.model {config.model} needs weights: set reward.clip.pretrained to a tag such as openai, or a file"
+            f"reward.clip.model {config.model} needs weights: set reward.clip.pretrained to a tag "
+            "such as openai, or a file"
         )
     tag = open_clip.get_pretrained_cfg(config.model, config.pretrained)
     if tag:
@@ -169,13 +178,15 @@ def check_activation(config: ClipConfig) -> None:
         trained_quick = True  # OpenAI's own files are the only ones in TorchScript
     else:
         raise UserError(
-            f"reward.clip.pretrained {config.pretrained!r} is neither a file nor a tag of {config.model}; it has "
+            f"reward.clip.pretrained {config.pretrained!r} is neither a file nor a tag of "
+            f"{config.model}; it has "
             f"{', '.join(open_clip.list_pretrained_tags_by_model(config.model)) or 'none'}"
         )
     if trained_quick != bool(architecture.get("quick_gelu", False)):
         base = config.model.removesuffix("-quickgelu")
         raise UserError(
-            f"the weights {config.pretrained} were trained with{'' if trained_quick else 'out'} QuickGELU and "
+            f"the weights {config.pretrained} were trained with{'' if trained_quick else 'out'} "
+            "QuickGELU and "
             f"reward.clip.model {config.model} is with{'out' if trained_quick else ''} it; "
             f"use {base + '-quickgelu' if trained_quick else base}"
         )
@@ -200,7 +211,8 @@ def _tokenizer_options(folder: Path) -> dict[str, str]:
         return {}
     if not (folder / bpe).is_file():
         raise UserError(
-            f"{folder / CONFIG_FILE} names the vocabulary {bpe}, which is not in the folder; write the folder again"
+            f"{folder / CONFIG_FILE} names the vocabulary {bpe}, which is not in the folder; write "
+            "the folder again"
         )
     return {"bpe_path": str(folder / bpe)}
 

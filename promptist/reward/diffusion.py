@@ -1,9 +1,10 @@
 """Prompts to pictures: a Stable Diffusion pipeline driven in batches of one fixed shape.
 
-The denoising loop is the pipeline's own, written out: prompts are tokenised once (so that cut prompts can be counted),
-every batch is padded to `batch`, and the noise of each picture is a pure function of its request. A picture therefore
-depends neither on its neighbours nor on its slot; on a CPU in float32 this holds bit by bit. Classifier-free guidance
-(Ho & Salimans 2022) runs both halves as one UNet batch; the solver is DPM-Solver++ 2M (Lu et al. 2022).
+The denoising loop is the pipeline's own, written out: prompts are tokenised once (so that cut prompts can be
+counted), every batch is padded to `batch`, and the noise of each picture is a pure function of its request. A
+picture therefore depends neither on its neighbours nor on its slot; on a CPU in float32 this holds bit by
+bit. Classifier-free guidance (Ho & Salimans 2022) runs both halves as one UNet batch; the solver is
+DPM-Solver++ 2M (Lu et al. 2022).
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ _XFORMERS, _SDPA = "XFormersAttnProcessor", "AttnProcessor2_0"
 
 @dataclass
 class DiffusionConfig:
-    """`path`: a diffusers pipeline folder or hub name. Defaults: Hao et al. 2023, section 3.1 (20 steps of DPM-Solver,
-    guidance 7.5 is the pipeline's default in the released code), 512 px, half precision.
+    """`path`: a diffusers pipeline folder or hub name. Defaults: Hao et al. 2023, section 3.1 (20 steps of
+    DPM-Solver, guidance 7.5 is the pipeline's default in the released code), 512 px, half precision.
 
     `size` in pixels, pictures are square; `batch` pictures per UNet call (twice that with guidance).
     """
@@ -54,7 +55,9 @@ class DiffusionConfig:
     attention: Literal["xformers", "sdpa", "auto"] = "xformers"
     """`auto`: xformers on a GPU where it is installed, else torch's own attention."""
     safety_checker: Literal["none"] = "none"
-    """Pictures are scored as they are, as in the released code; a black picture in place of one would be rewarded."""
+    """Pictures are scored as they are, as in the released code; a black picture in place of one would be
+    rewarded.
+    """
 
     def __post_init__(self) -> None:
         for name, allowed in (
@@ -102,7 +105,8 @@ class Painter:
         factor = self.pipeline.vae_scale_factor
         if config.size % factor:
             raise UserError(
-                f"reward.diffusion.size is {config.size} px, but the VAE of {config.path} works in blocks of {factor}; "
+                f"reward.diffusion.size is {config.size} px, but the VAE of {config.path} works in "
+                f"blocks of {factor}; "
                 f"use a multiple of {factor}"
             )
         side = config.size // factor
@@ -182,7 +186,8 @@ def set_attention(unet: Any, wanted: str, device: torch.device) -> str:
     if wanted == "xformers" or (wanted == "auto" and device.type == "cuda" and _has_xformers()):
         expected = _XFORMERS
         try:
-            # On a CUDA device this also runs a small attention, so that a wheel for another torch is found out here.
+            # On a CUDA device this also runs a small attention, so that a wheel for another torch is found
+            # out here.
             unet.enable_xformers_memory_efficient_attention()
         except Exception as error:  # ModuleNotFoundError, ValueError, or whatever the CUDA kernel raises
             raise UserError(
@@ -194,7 +199,8 @@ def set_attention(unet: Any, wanted: str, device: torch.device) -> str:
     running = {type(processor).__name__ for processor in unet.attn_processors.values()}
     if running != {expected}:
         raise UserError(
-            f"reward.diffusion.attention {wanted} gives {', '.join(sorted(running))} instead of {expected} in this UNet; use sdpa"
+            f"reward.diffusion.attention {wanted} gives {', '.join(sorted(running))} instead of "
+            f"{expected} in this UNet; use sdpa"
         )
     return expected
 
@@ -222,15 +228,18 @@ def _load(config: DiffusionConfig) -> StableDiffusionPipeline:
                 dtype=DTYPES[config.dtype],
                 safety_checker=None,
                 requires_safety_checker=False,
-                low_cpu_mem_usage=is_accelerate_available(),  # said openly, else diffusers warns of it at every start
+                low_cpu_mem_usage=is_accelerate_available(),  # else a warning at every start
             )
-    except Exception as error:  # OSError, ValueError, KeyError, safetensors errors, hub errors: what a bad folder raises varies
+    except Exception as error:  # what a bad folder raises varies: OSError, ValueError, KeyError ...
         raise UserError(
-            f"the diffusion pipeline {config.path} cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())[:300]}); "
-            "set reward.diffusion.path to a StableDiffusionPipeline folder, or fetch it with `promptist prefetch`"
+            f"the diffusion pipeline {config.path} cannot be loaded ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:300]}); "
+            "set reward.diffusion.path to a StableDiffusionPipeline folder, or fetch it with "
+            "`promptist prefetch`"
         ) from error
     if config.scheduler == "dpmsolver++":
-        # Stable Diffusion was trained with steps_offset 1; with 0 the last step misses the cleanest noise level.
+        # Stable Diffusion was trained with steps_offset 1; with 0 the last step misses the cleanest noise
+        # level.
         pipeline.scheduler = DPMSolverMultistepScheduler.from_config(
             pipeline.scheduler.config, algorithm_type="dpmsolver++", solver_order=2, steps_offset=1
         )

@@ -1,7 +1,8 @@
 """Messages between ranks: msgpack bytes in MPI buffers, received by matched probe.
 
-A blocking MPI call spins on a core, and reward work takes seconds, so nothing here blocks: `receive` looks once, `send`
-keeps its buffer until MPI is done with it. Matched probes (`Improbe`) are safe beside other threads that use MPI.
+A blocking MPI call spins on a core, and reward work takes seconds, so nothing here blocks: `receive` looks
+once, `send` keeps its buffer until MPI is done with it. Matched probes (`Improbe`) are safe beside other
+threads that use MPI.
 """
 
 from __future__ import annotations

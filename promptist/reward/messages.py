@@ -1,7 +1,8 @@
 """What training ranks and reward ranks say to each other, as versioned msgpack bytes.
 
-A message is one msgpack map `{"v": 1, "kind": ..., ...}`. No pickle: a message can neither run code nor depend on
-the class layout of another process. Floats travel as IEEE doubles, so measurements arrive bit by bit.
+A message is one msgpack map `{"v": 1, "kind": ..., ...}`. No pickle: a message can neither run code nor
+depend on the class layout of another process. Floats travel as IEEE doubles, so measurements arrive bit by
+bit.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ class MessageError(RuntimeError):
 class ImageRequest:
     """One picture to paint and measure.
 
-    `prompt` is painted with the noise `H(namespace, source, k)`; relevance is measured against `source`, always the
-    user's prompt x. The plain picture is `ImageRequest(x, x, namespace, k)`, so it shares its noise with the rewrite's
-    (common random numbers). `namespace` is one of `NAMESPACES`; their noises are disjoint. `keep_picture` asks
-    for a PNG below the run folder and does not enter the measurement.
+    `prompt` is painted with the noise `H(namespace, source, k)`; relevance is measured against `source`,
+    always the user's prompt x. The plain picture is `ImageRequest(x, x, namespace, k)`, so it shares its
+    noise with the rewrite's (common random numbers). `namespace` is one of `NAMESPACES`; their noises are
+    disjoint. `keep_picture` asks for a PNG below the run folder and does not enter the measurement.
     """
 
     prompt: str
@@ -50,10 +51,11 @@ class ImageRequest:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """Raw numbers of one picture: no hinge, no difference, no weight, so that a changed weight repaints nothing.
+    """Raw numbers of one picture: no hinge, no difference, no weight, so that a changed weight repaints
+    nothing.
 
-    `cosine`: CLIP text(source) . image(prompt), in [-1, 1]; `aesthetic`: the head's score; `extra`: further scorers by
-    name; `picture`: PNG path relative to the run folder where the request asked for it.
+    `cosine`: CLIP text(source) . image(prompt), in [-1, 1]; `aesthetic`: the head's score; `extra`: further
+    scorers by name; `picture`: PNG path relative to the run folder where the request asked for it.
     """
 
     cosine: float
@@ -72,7 +74,9 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Measurements in the order of the task's requests; `busy_s` and `alive_s` count from the reward rank's `Ready`."""
+    """Measurements in the order of the task's requests; `busy_s` and `alive_s` count from the reward rank's
+    `Ready`.
+    """
 
     id: int
     measurements: tuple[Measurement, ...]
@@ -129,8 +133,8 @@ def encode(message: Message) -> bytes:
         body = {"kind": "ready", "fingerprint": message.fingerprint, "batch": message.batch}
     else:
         body = {"kind": "stop"}
-    # A decoded byte-level BPE can end in the middle of a character, and a JSON file can hold half a surrogate pair: what
-    # Python holds as str must arrive as the same str.
+    # A decoded byte-level BPE can end in the middle of a character, and a JSON file can hold half a surrogate
+    # pair: what Python holds as str must arrive as the same str.
     return bytes(msgpack.packb({"v": VERSION, **body}, use_bin_type=True, unicode_errors="surrogatepass"))
 
 
@@ -143,7 +147,8 @@ def decode(data: bytes | bytearray | memoryview) -> Message:
     version = body.get("v") if isinstance(body, dict) else None
     if version != VERSION:
         raise MessageError(
-            f"a message of version {version} arrived where version {VERSION} is spoken: all ranks must run the same promptist"
+            f"a message of version {version} arrived where version {VERSION} is spoken: all ranks "
+            "must run the same promptist"
         )
     try:
         return _message(body)

@@ -1,7 +1,7 @@
 """The reward model: requests in, raw measurements out.
 
-`measure` is a pure function of each request. Every UNet, VAE and CLIP call has one fixed shape, so neighbours, slot and
-order change no bit on a CPU in float32 (tests/unit/test_reward_model.py).
+`measure` is a pure function of each request. Every UNet, VAE and CLIP call has one fixed shape, so
+neighbours, slot and order change no bit on a CPU in float32 (tests/unit/test_reward_model.py).
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _NOT_IN_PICTURES = ("path", "device", "safety_checker")
 
 @dataclass
 class RewardConfig:
-    """The `reward` section. `deadline_s`: longest silence of a reward rank with work before the run stops, in seconds;
-    `window`: diffusion batches in flight per reward rank and training rank.
+    """The `reward` section. `deadline_s`: longest silence of a reward rank with work before the run stops, in
+    seconds; `window`: diffusion batches in flight per reward rank and training rank.
     """
 
     diffusion: DiffusionConfig
@@ -67,7 +67,9 @@ class RewardModel:
     """
 
     def __init__(self, config: RewardConfig, run_folder: str | Path | None = None) -> None:
-        """Load all models. Kept pictures go below `run_folder`/images; without one, requests may not ask for any."""
+        """Load all models. Kept pictures go below `run_folder`/images; without one, requests may not ask for
+        any.
+        """
         self.config = config
         self.batch = config.diffusion.batch
         self.run_folder = None if run_folder is None else Path(run_folder)
@@ -90,13 +92,15 @@ class RewardModel:
 
     @torch.inference_mode()
     def _measure_batch(self, requests: Sequence[ImageRequest]) -> list[Measurement]:
-        # Eight bits, as in a PNG: the picture that is kept, shown and scored again later is the picture scored here.
+        # Eight bits, as in a PNG: the picture that is kept, shown and scored again later is the picture
+        # scored here.
         pixels = (self.painter.paint(requests) * 255).round()
         for request, finite in zip(requests, pixels.isfinite().flatten(1).all(1).tolist(), strict=True):
             if not finite:
                 raise MeasurementError(
                     request,
-                    f"holds NaN: the diffusion model overflows in {self.config.diffusion.dtype}, use another dtype",
+                    f"holds NaN: the diffusion model overflows in {self.config.diffusion.dtype}, "
+                    "use another dtype",
                 )
         images = self.clip.encode_images(pixels / 255)
         texts = self.clip.encode_texts([request.source for request in requests])
@@ -111,7 +115,9 @@ class RewardModel:
         return measured
 
     def _keep(self, pixels: Tensor) -> str:
-        """Write pixels [3, H, W] (whole numbers 0..255) as a PNG named by its content; its path below the run folder."""
+        """Write pixels [3, H, W] (whole numbers 0..255) as a PNG named by its content; its path below the run
+        folder.
+        """
         from PIL import Image
 
         if self.run_folder is None:
@@ -122,7 +128,8 @@ class RewardModel:
         path = self.run_folder / relative
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Several reward ranks may paint the same picture: each writes its own file, and the rename is atomic.
+            # Several reward ranks may paint the same picture: each writes its own file, and the rename is
+            # atomic.
             unfinished = path.with_suffix(f".{os.uname().nodename}.{os.getpid()}.tmp")
             Image.fromarray(array).save(unfinished, format="PNG")
             unfinished.replace(path)
@@ -131,7 +138,8 @@ class RewardModel:
     def _fingerprint(self) -> str:
         """Hash of the loaded weights, vocabularies and the settings that change a picture's numbers.
 
-        The weights as loaded rather than their files: a folder, a hub name and a moved copy are the same generator.
+        The weights as loaded rather than their files: a folder, a hub name and a moved copy are the same
+        generator.
         """
         pipeline, digest = self.painter.pipeline, blake2b(digest_size=16)
         settings = {k: v for k, v in asdict(self.config.diffusion).items() if k not in _NOT_IN_PICTURES}

@@ -1,10 +1,10 @@
 """A training rank's connection to the reward ranks.
 
-Who moves the messages: a daemon thread, not calls of the trainer. Painting takes seconds and a trainer's own work
-(decoding, forward passes) comes in stretches of seconds without a natural place to look; with `poll` calls alone a reward
-rank would sit idle whenever its window ran dry within such a stretch. The thread sleeps between looks and needs the
-interpreter for microseconds, while torch's kernels run without it. The price is an MPI library with
-MPI_THREAD_MULTIPLE, which mpi4py asks for by default; it is checked.
+Who moves the messages: a daemon thread, not calls of the trainer. Painting takes seconds and a trainer's own
+work (decoding, forward passes) comes in stretches of seconds without a natural place to look; with `poll`
+calls alone a reward rank would sit idle whenever its window ran dry within such a stretch. The thread sleeps
+between looks and needs the interpreter for microseconds, while torch's kernels run without it. The price is
+an MPI library with MPI_THREAD_MULTIPLE, which mpi4py asks for by default; it is checked.
 """
 
 from __future__ import annotations
@@ -48,9 +48,10 @@ class _Peer:
 class RemoteRewards:
     """`RewardClient` over MPI. Every training rank has one and talks to all reward ranks.
 
-    Work leaves in tasks of one diffusion batch, at most `window` in flight per reward rank, to the least loaded first;
-    results are matched by id. A reward rank that holds work of ours and says nothing for `deadline_s` seconds stops the
-    run: the deadline covers the tasks of other training ranks in front of ours, too.
+    Work leaves in tasks of one diffusion batch, at most `window` in flight per reward rank, to the least
+    loaded first; results are matched by id. A reward rank that holds work of ours and says nothing for
+    `deadline_s` seconds stops the run: the deadline covers the tasks of other training ranks in front of
+    ours, too.
     """
 
     def __init__(
@@ -62,12 +63,13 @@ class RemoteRewards:
         deadline_s: float = 600.0,
         startup_s: float = STARTUP_S,
     ) -> None:
-        """`comm`: all ranks; `reward_ranks`: those that run `serve`. UserError without MPI_THREAD_MULTIPLE."""
+        """`comm`: all ranks; `reward_ranks`: those that `serve`. UserError without MPI_THREAD_MULTIPLE."""
         _check_threads()
         self.images = 0
         self.waited_s = 0.0
         self.window, self.deadline_s, self.startup_s = window, deadline_s, startup_s
-        # Each training rank prefers another reward rank among equally loaded ones, so that they do not all start with one.
+        # Each training rank prefers another reward rank among equally loaded ones, so that they do not all
+        # start with one.
         turn = comm.Get_rank() % len(reward_ranks)
         self._peers = {rank: _Peer(rank) for rank in [*reward_ranks[turn:], *reward_ranks[:turn]]}
         self._mailbox = Mailbox(comm)
@@ -82,7 +84,8 @@ class RemoteRewards:
         self._thread = threading.Thread(target=self._run, name="reward-dispatch", daemon=True)
         self._thread.start()
 
-    # ------------------------------------------------------------------------------------ the trainer's thread
+    # ------------------------------------------------------------------------------------ the trainer's
+    # thread
 
     @property
     def fingerprint(self) -> str:
@@ -130,7 +133,9 @@ class RemoteRewards:
         return [measured(ticket) for ticket in tickets]
 
     def metrics(self) -> dict[str, float]:
-        """Figures since the last call, with `reward/busy_rank_R`, the share of its time reward rank R measured (for all)."""
+        """Figures since the last call, with `reward/busy_rank_R`, the share of its time reward rank R
+        measured (for all).
+        """
         with self._changed:
             figures = self._meter.read(
                 self.images, self.waited_s, sum(peer.truncated for peer in self._peers.values())
@@ -142,7 +147,7 @@ class RemoteRewards:
             return figures
 
     def close(self) -> None:
-        """Let the reward ranks go, once what is in flight has come back. After an error, only end the thread."""
+        """Let the reward ranks go, once what is in flight is back. After an error, only end the thread."""
         with self._changed:
             self._closing = True
             self._queue.clear()
@@ -155,7 +160,8 @@ class RemoteRewards:
         if self._closing:
             raise RuntimeError("the reward client is closed")
 
-    # -------------------------------------------------------------------------------------- the dispatcher's thread
+    # -------------------------------------------------------------------------------------- the dispatcher's
+    # thread
 
     def _run(self) -> None:
         try:
@@ -215,7 +221,8 @@ class RemoteRewards:
             first = self._first_ready()
             if first is not None and first != message:
                 raise RewardError(
-                    f"reward rank {rank} has another generator than the first one ({message} against {first}); "
+                    f"reward rank {rank} has another generator than the first one ({message} "
+                    f"against {first}); "
                     "all reward ranks need the same config, model files and kind of device"
                 )
             peer.ready = message
@@ -249,12 +256,15 @@ class RemoteRewards:
             if peer.tasks and now - peer.since > self.deadline_s:
                 oldest = peer.tasks[min(peer.tasks)][0].request
                 raise RewardError(
-                    f"reward rank {peer.rank} has been silent for {self.deadline_s:g} s (reward.deadline_s) with the batch "
-                    f"of the prompt {oldest.prompt!r}; look into its log, or raise the deadline if it is only slow"
+                    f"reward rank {peer.rank} has been silent for {self.deadline_s:g} s "
+                    "(reward.deadline_s) with the batch "
+                    f"of the prompt {oldest.prompt!r}; look into its log, or raise the deadline if "
+                    "it is only slow"
                 )
             if not peer.ready and now - self._started > self.startup_s:
                 raise RewardError(
-                    f"reward rank {peer.rank} has not loaded its models within {self.startup_s:g} s; look into its log"
+                    f"reward rank {peer.rank} has not loaded its models within {self.startup_s:g} "
+                    "s; look into its log"
                 )
 
     def _first_ready(self) -> Ready | None:
@@ -266,6 +276,7 @@ def _check_threads() -> None:
 
     if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
         raise UserError(
-            "this MPI library was initialised without MPI_THREAD_MULTIPLE, which the exchange with reward ranks needs; "
+            "this MPI library was initialised without MPI_THREAD_MULTIPLE, which the exchange with "
+            "reward ranks needs; "
             "leave mpi4py.rc.thread_level at `multiple` and use an MPI built with threads"
         )

@@ -54,7 +54,8 @@ CACHE = "plain_cache"
 def connect(world: World, config: RewardConfig, run_folder: str | Path) -> RewardClient:
     """The client of a training rank, with the run's cache of plain pictures in front.
 
-    Loads the models here where one process plays both roles; else waits for the first reward rank to be ready.
+    Loads the models here where one process plays both roles; else waits for the first reward rank to be
+    ready.
     """
     client: LocalRewards | RemoteRewards
     if world.role == "both":
@@ -72,8 +73,8 @@ def connect(world: World, config: RewardConfig, run_folder: str | Path) -> Rewar
 def serve(world: World, model: Measurer) -> int:
     """A reward rank's life: measure tasks in the order they arrive until every training rank has said stop.
 
-    Returns the number of pictures measured. An exception of the model is reported to the training rank whose task it was,
-    with the prompt that caused it; that rank raises and the job ends. It never becomes a score.
+    Returns the number of pictures measured. An exception of the model is reported to the training rank whose
+    task it was, with the prompt that caused it; that rank raises and the job ends. It never becomes a score.
     """
     mailbox = Mailbox(world.comm)
     for rank in world.train_ranks:

@@ -16,8 +16,9 @@ from promptist.errors import UserError
 class TermsConfig:
     """The relevance hinge and the pictures of a prompt.
 
-    `slope`, `offset`: relevance = min(slope * cosine - offset, 0). The defaults belong to CLIP ViT-L/14 (zero at cosine
-    0.28); another CLIP needs its own. `images` pictures per prompt, their noises drawn from a `bank` of that many keys.
+    `slope`, `offset`: relevance = min(slope * cosine - offset, 0). The defaults belong to CLIP ViT-L/14 (zero
+    at cosine 0.28); another CLIP needs its own. `images` pictures per prompt, their noises drawn from a
+    `bank` of that many keys.
     """
 
     slope: float = 20.0
@@ -60,12 +61,14 @@ def combine(
 ) -> Score:
     """The score of one rewrite from the measurements of its pictures.
 
-    cosine_y [K], aesthetic_y [K]: pictures of the rewrite y against the user's prompt x; aesthetic_x [K]: pictures of x
-    with the same noises. The hinge is taken per picture, before the mean. ValueError where the lengths differ or are 0.
+    cosine_y [K], aesthetic_y [K]: pictures of the rewrite y against the user's prompt x; aesthetic_x [K]:
+    pictures of x with the same noises. The hinge is taken per picture, before the mean. ValueError where the
+    lengths differ or are 0.
     """
     if not len(cosine_y) == len(aesthetic_y) == len(aesthetic_x) > 0:
         raise ValueError(
-            f"one prompt has {len(cosine_y)} cosines, {len(aesthetic_y)} and {len(aesthetic_x)} aesthetic scores; "
+            f"one prompt has {len(cosine_y)} cosines, {len(aesthetic_y)} and {len(aesthetic_x)} "
+            "aesthetic scores; "
             "every noise key needs one of each"
         )
     f_relevance = fmean(relevance(cosine, terms) for cosine in cosine_y)
@@ -76,8 +79,9 @@ def combine(
 def noise_keys(seed: int, *visit: str | int, images: int, bank: int) -> list[int]:
     """The noise keys of one visit to one prompt: [images] distinct numbers below `bank`.
 
-    A pure function of the run's seed and the counters in `visit` (such as iteration and row). Another visit draws other
-    keys, so that the policy cannot learn one noise; a bank rather than fresh keys, so that plain pictures can be cached.
+    A pure function of the run's seed and the counters in `visit` (such as iteration and row). Another visit
+    draws other keys, so that the policy cannot learn one noise; a bank rather than fresh keys, so that plain
+    pictures can be cached.
     """
     from promptist.rng import permutation
 
