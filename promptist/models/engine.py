@@ -239,11 +239,11 @@ def gathered(engine: DeepSpeedEngine) -> Iterator[Any]:
         if engine.zero_optimization_stage() < 3:
             yield module
             return
-        from deepspeed.zero import GatheredParameters
+        import deepspeed
 
         offload = engine.optimizer.parameter_offload
         offload.partition_all_parameters()
-        with GatheredParameters(list(module.parameters())):
+        with deepspeed.zero.GatheredParameters(list(module.parameters())):
             _remove_zero3_hooks(offload)
             try:
                 yield module

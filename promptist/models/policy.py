@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from promptist import rng
 from promptist.errors import UserError
 from promptist.models.tokens import length_mask, token_logprobs
 
@@ -187,7 +188,7 @@ def _load(config: ModelConfig, factory: Any, seed: int) -> PreTrainedModel:
             model = factory.from_pretrained(config.path, config=architecture, **options)
         else:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
+                torch.manual_seed(rng.key(seed, "init", "policy") % 2**63)
                 model = factory.from_config(architecture, **options)
     except (OSError, ValueError, json.JSONDecodeError) as error:
         reason = str(error).strip().splitlines()[0]

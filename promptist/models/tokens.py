@@ -3,14 +3,13 @@ tokens."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
-class TokenSum:
+class TokenSum(NamedTuple):
     """A loss over tokens before its division.
 
     `total`: scalar with a graph, the sum over real tokens; `count`: scalar, how many there were; `stats`:
@@ -18,7 +17,7 @@ class TokenSum:
     """
 
     total: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
     stats: dict[str, Tensor]
 
 

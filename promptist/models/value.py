@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from promptist import rng
 from promptist.errors import UserError
 from promptist.models.policy import ModelConfig, layout, load_trunk
 from promptist.models.tokens import length_mask, widen
@@ -69,7 +70,7 @@ def load_value(config: ModelConfig, value: ValueConfig, seed: int = 0) -> ValueM
     """
     trunk = load_trunk(config, seed)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(rng.key(seed, "init", "value") % 2**63)
         return ValueModel(trunk, value)
 
 

@@ -1,0 +1,46 @@
+"""The SFT job: `python -m jobs.sft CONFIG key=value ...`, or `mpirun -n 2 python -m mpi4py -m jobs.sft ...`.
+
+All ranks train. The same command run again resumes; a finished run says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from promptist.cluster import preemption
+from promptist.cluster.roles import join_world
+from promptist.cluster.run_folder import open_run
+from promptist.config import load
+from promptist.errors import run_main
+from promptist.sft.config import SFTJob
+
+
+def main(argv: list[str]) -> int:
+    """Run or resume the job of a config file; 0 when finished, and when stopped by a signal after saving."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.sft",
+        description="Fine-tune a language model on (plain, engineered) prompt pairs.",
+    )
+    parser.add_argument("config", type=Path, help="YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. run.seed=1")
+    arguments = parser.parse_args(argv)
+    job = load(SFTJob, arguments.config, arguments.overrides)
+    world = join_world()
+    job.micro_batches(world.size)
+    run = open_run(job.run, job, world)
+    if world.share_all(run.is_done):
+        if world.leads:
+            print(f"{run.path} is finished: {run.summary()}", flush=True)
+        return 0
+    stop = preemption.install()
+    # DeepSpeed and transformers are slow to import and not needed to say that a run is finished.
+    from promptist.sft.trainer import train
+
+    train(job, world, run, stop)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))
