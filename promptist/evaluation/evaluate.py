@@ -1,32 +1,36 @@
-"""Rewrite, paint and measure every (method, prompt) of an evaluation; the table that statistics and report read.
+"""Rewrite, paint and measure every (method, prompt) of an evaluation; the table that statistics and report
+read.
 
-Prompts are dealt to the ranks in turn; each rank rewrites and paints its own, and rank 0 gathers the table. Noise depends on
-(x, k) alone, batches are padded to one fixed shape, rewrites do not depend on their batch: the number of ranks and the
-number of attempts change no number of the table.
+Prompts are dealt to the ranks in turn; each rank rewrites and paints its own, and rank 0 gathers the table.
+Noise depends on (x, k) alone, batches are padded to one fixed shape, rewrites do not depend on their batch:
+the number of ranks and the number of attempts change no number of the table.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from promptist.cluster.metrics import progress_line
 from promptist.cluster.roles import World
 from promptist.errors import UserError
 from promptist.evaluation.methods import MethodConfig, applies, model_fingerprint, model_folder
-from promptist.evaluation.prompts import EvalPrompt, fingerprint
+from promptist.evaluation.prompts import EvalPrompt
 from promptist.evaluation.statistics import Row
 from promptist.evaluation.store import ImageKey, Store
 from promptist.reward.messages import ImageRequest, Measurement
 
+log = logging.getLogger(__name__)
+
 NAMESPACE = "eval"
 REWRITE_CHUNK = 32
 TABLE = "measurements.parquet"
-META = "evaluation.json"
 
 T = TypeVar("T")
 Painter = Callable[[list[ImageRequest]], list[Measurement]]
@@ -47,20 +51,20 @@ class Plan:
 def evaluate(
     plan: Plan, folder: Path, world: World, rewrite: Rewriter, load_painter: Callable[[], tuple[Painter, str]]
 ) -> list[Row] | None:
-    """Do what is missing of `plan` in `folder`; the whole table on rank 0 (written as parquet too), None elsewhere.
+    """Do what is missing of `plan` in `folder`; the whole table on rank 0 (written as parquet too), None
+    elsewhere.
 
-    `rewrite(model_folder, prompts)` gives one rewrite per prompt; `load_painter()` gives the measuring function and the
-    fingerprint of everything its numbers depend on. It is called after the rewrites, so that the policies and the
-    diffusion model need not fit into memory together.
+    `rewrite(model_folder, prompts)` gives one rewrite per prompt; `load_painter()` gives the measuring
+    function and the fingerprint of everything its numbers depend on. It is called after the rewrites, so that
+    the policies and the diffusion model need not fit into memory together.
     """
     store = Store(folder / "finished", world.rank)
     world.barrier_all()
     mine = plan.prompts[world.rank :: world.size]
-    show = world.rank == 0
 
-    texts = {method.name: _rewrites(method, mine, store, rewrite, show) for method in plan.methods}
+    texts = {method.name: _rewrites(method, mine, store, rewrite) for method in plan.methods}
     paint, painter = load_painter()
-    _paint_missing(plan, mine, texts, store, paint, painter, folder, show)
+    _paint_missing(plan, mine, texts, store, paint, painter, folder)
 
     rows = list(_rows(plan, mine, texts, store, painter))
     parts = _gather(world, json.dumps([asdict(row) for row in rows]))
@@ -72,7 +76,7 @@ def evaluate(
 
 
 def _rewrites(
-    method: MethodConfig, mine: Sequence[EvalPrompt], store: Store, rewrite: Rewriter, show: bool
+    method: MethodConfig, mine: Sequence[EvalPrompt], store: Store, rewrite: Rewriter
 ) -> dict[str, str]:
     """x -> y for every prompt that has this method; y is empty where the model left the prompt alone."""
     if method.kind == "user":
@@ -83,7 +87,7 @@ def _rewrites(
     folder = model_folder(method.path)
     model = model_fingerprint(folder)
     missing = [p.x for p in mine if (model, p.x) not in store.rewrites]
-    progress = Progress(f"rewriting by {method.name}", "prompts", len(missing), show)
+    progress = Progress(f"rewriting by {method.name}", "prompts", len(missing))
     for chunk in _chunks(missing, REWRITE_CHUNK):
         found = rewrite(folder, chunk)
         store.add_rewrites(model, {x: y.strip() for x, y in zip(chunk, found, strict=True)})
@@ -93,17 +97,19 @@ def _rewrites(
 
 def _paint_missing(
     plan: Plan, mine: Sequence[EvalPrompt], texts: dict[str, dict[str, str]], store: Store,
-    paint: Painter, painter: str, folder: Path, show: bool,
+    paint: Painter, painter: str, folder: Path,
 ) -> None:  # fmt: skip
     wanted: dict[ImageKey, ImageRequest] = {}
     for prompt in mine:
-        for y in dict.fromkeys(texts[m.name][prompt.x] or prompt.x for m in plan.methods if applies(m, prompt)):
+        for y in dict.fromkeys(
+            texts[m.name][prompt.x] or prompt.x for m in plan.methods if applies(m, prompt)
+        ):
             for k in range(plan.images):
                 key = (painter, y, prompt.x, k)
                 keep = k < plan.pictures
                 if not _finished(store, key, keep, folder):
                     wanted[key] = ImageRequest(y, prompt.x, NAMESPACE, k, keep_picture=keep)
-    progress = Progress("painting", "images", len(wanted), show)
+    progress = Progress("painting", "images", len(wanted))
     # One diffusion batch at a time: what a killed attempt loses is at most that.
     for chunk in _chunks(list(wanted), plan.batch):
         measured = paint([wanted[key] for key in chunk])
@@ -131,7 +137,9 @@ def _rows(
 
 
 def _sorted(plan: Plan, rows: list[Row]) -> list[Row]:
-    """By prompt in file order, then method in config order, then k: the same bytes whatever the number of ranks."""
+    """By prompt in file order, then method in config order, then k: the same bytes whatever the number of
+    ranks.
+    """
     place = {p.x: i for i, p in enumerate(plan.prompts)}
     column = {m.name: i for i, m in enumerate(plan.methods)}
     return sorted(rows, key=lambda r: (place[r.prompt], column[r.method], r.k))
@@ -168,51 +176,35 @@ def read_table(path: Path) -> list[Row]:
     import pyarrow.parquet as pq
 
     if not path.is_file():
-        raise UserError(f"{path.parent} holds no finished evaluation ({path.name} is missing): run jobs.evaluate first")
+        raise UserError(
+            f"{path.parent} holds no finished evaluation ({path.name} is missing): run jobs.evaluate first"
+        )
     try:
         return [Row(**row) for row in pq.read_table(path).to_pylist()]
     except (pa.ArrowException, TypeError) as error:
-        raise UserError(f"{path} is not a table of this evaluation ({error}): delete it and evaluate again") from None
-
-
-def describe(plan: Plan, painter: str, seed: int, slope: float, offset: float) -> dict[str, Any]:
-    """What `evaluation.json` holds: everything a reader of the table must know to read it or to repeat it."""
-    return {
-        "version": 1,
-        "seed": seed,
-        "namespace": NAMESPACE,
-        "images": plan.images,
-        "prompts": fingerprint(plan.prompts),
-        "painter": painter,
-        "terms": {"slope": slope, "offset": offset},
-        "methods": [
-            {**asdict(m), "model": model_fingerprint(model_folder(m.path)) if m.path else None} for m in plan.methods
-        ],
-    }
+        raise UserError(
+            f"{path} is not a table of this evaluation ({error}): delete it and evaluate again"
+        ) from None
 
 
 class Progress:
-    """One line every few seconds, with the rate and the time left."""
+    """A log line every few seconds, with the rate and the time left."""
 
-    def __init__(self, what: str, unit: str, total: int, show: bool, every_s: float = 5.0) -> None:
-        self.what, self.unit, self.total, self.show, self.every_s = what, unit, total, show, every_s
+    def __init__(self, what: str, unit: str, total: int, every_s: float = 5.0) -> None:
+        self.what, self.unit, self.total, self.every_s = what, unit, total, every_s
         self.done = 0
         self.start = self.last = time.monotonic()
-        if show:
-            print(f"eval | {what}: {total} {unit} to do" if total else f"eval | {what}: all done before", flush=True)
+        log.info("eval | %s: %s", what, f"{total} {unit} to do" if total else "nothing to do")
 
     def advance(self, count: int) -> None:
         self.done += count
         now = time.monotonic()
-        if not self.show or (now - self.last < self.every_s and self.done < self.total):
+        if now - self.last < self.every_s and self.done < self.total:
             return
         self.last = now
-        rate = self.done / max(now - self.start, 1e-9)
-        left = time.strftime("%H:%M:%S", time.gmtime((self.total - self.done) / rate))
-        print(
-            f"eval | {self.what}: {self.done}/{self.total} {self.unit}, {rate:.2f} {self.unit}/s, {left} left",
-            flush=True,
-        )
+        seconds = (now - self.start) / self.done
+        rate = {f"{self.unit}/s": 1 / max(seconds, 1e-9)}
+        log.info("%s", progress_line(f"eval | {self.what}", self.done, self.total, rate, seconds))
 
 
 def _chunks(items: list[T], size: int) -> Iterator[list[T]]:

@@ -16,6 +16,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image
 
 # Drawn in a colour nobody uses, then renamed, so that text and axes follow the page's light or dark theme.
@@ -33,7 +34,9 @@ class Series:
 
 
 def curve_svg(title: str, xlabel: str, series: Sequence[Series]) -> str:
-    """An `<svg>` element without outer size, to be scaled by CSS. Noisy lines get a running mean on top of themselves."""
+    """An `<svg>` element without outer size, to be scaled by CSS. Noisy lines get a running mean on top of
+    themselves.
+    """
     style: dict[str, Any] = {
         "svg.fonttype": "none",  # text stays text: small, searchable, in the page's font
         "svg.hashsalt": title,  # ids that repeat from run to run, and differ from plot to plot of a page
@@ -76,7 +79,9 @@ def _running_mean(y: np.ndarray, window: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Cell:
-    """One picture of the grid with the text it was painted from; `picture` None leaves a gap with the text alone."""
+    """One picture of the grid with the text it was painted from; `picture` None leaves a gap with the text
+    alone.
+    """
 
     picture: Path | None
     text: str
@@ -84,31 +89,49 @@ class Cell:
 
 
 def save_grid(out: Path, columns: Sequence[str], rows: Sequence[Sequence[Cell]], note: str) -> None:
-    """Write the picture grid: one line per prompt, one column per method, each picture with its prompt below it."""
-    width, text_lines = 2.15, 5
-    row_height = width + 0.17 * text_lines
-    figure = Figure(figsize=(width * len(columns) + 0.1, row_height * len(rows) + 0.55), facecolor="white")
-    total_w, total_h = figure.get_size_inches()
+    """Write the picture grid: one line per prompt, one column per method, each picture with its prompt below
+    it.
+
+    Laid out in inches, each row as high as its longest text needs.
+    """
+    side, gap, line, head, foot = 1.8, 0.1, 0.128, 0.36, 0.24
+    texts = [[_caption(cell) for cell in cells] for cells in rows]
+    heights = [side + 0.05 + line * max(len(lines) for lines in row) + 0.13 for row in texts]
+    width, height = gap + (side + gap) * len(columns), head + sum(heights) + foot
+    figure = Figure(figsize=(width, height), facecolor="white")
     for c, name in enumerate(columns):
-        x = (0.05 + width * (c + 0.5)) / total_w
-        figure.text(x, 1 - 0.19 / total_h, name, ha="center", va="center", fontsize=12, fontweight="bold", color="#222222")
-    for r, cells in enumerate(rows):
-        top = total_h - 0.36 - r * row_height
-        for c, cell in enumerate(cells):
-            left = 0.05 + width * c + 0.06
-            side = width - 0.12
-            if cell.picture is not None:
-                axes = figure.add_axes((left / total_w, (top - side) / total_h, side / total_w, side / total_h))
-                with Image.open(cell.picture) as picture:
-                    axes.imshow(np.asarray(picture.convert("RGB")), interpolation="lanczos")
+        left = gap + c * (side + gap)
+        figure.text(
+            left / width,
+            1 - head / 2 / height,
+            name,
+            va="center",
+            fontsize=11,
+            fontweight="bold",
+            color="#222222",
+        )
+        top = height - head
+        for r, cells in enumerate(rows):
+            box = (left / width, (top - side) / height, side / width, side / height)
+            picture = cells[c].picture
+            if picture is None:
+                figure.add_artist(Rectangle(box[:2], *box[2:], facecolor="#f1f1ee", edgecolor="none"))
+            else:
+                axes = figure.add_axes(box)
+                with Image.open(picture) as image:
+                    axes.imshow(np.asarray(image.convert("RGB")), interpolation="lanczos")
                 axes.set_axis_off()
-            wrapped = textwrap.wrap(cell.text, 31)
-            if len(wrapped) > 4:
-                wrapped = [*wrapped[:3], wrapped[3][:29] + " …"]
-            y = (top - side - 0.05) / total_h
             figure.text(
-                left / total_w, y, "\n".join([*wrapped, cell.score]).rstrip(), ha="left", va="top", fontsize=7.6,
-                color="#333333", linespacing=1.25, parse_math=False,
+                left / width, (top - side - 0.05) / height, "\n".join(texts[r][c]), va="top", fontsize=7,
+                color="#333333", linespacing=1.2, parse_math=False,
             )  # fmt: skip
-    figure.text(0.5, 0.09 / total_h, note, ha="center", va="center", fontsize=8, color="#666666")
-    figure.savefig(out, dpi=110, metadata={"Software": None})
+            top -= heights[r]
+    figure.text(gap / width, foot / 2 / height, note, va="center", fontsize=7, color="#666666")
+    figure.savefig(out, dpi=120, metadata={"Software": None})
+
+
+def _caption(cell: Cell) -> list[str]:
+    lines = textwrap.wrap(cell.text, 30)
+    if len(lines) > 4:
+        lines = [*lines[:3], lines[3][:27] + " …"]
+    return [*lines, cell.score] if cell.score else lines

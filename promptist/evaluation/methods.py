@@ -1,8 +1,8 @@
 """The rows of the comparison: where the prompt that gets painted comes from.
 
-`user` paints the plain prompt, `human` the human-engineered prompt of the evaluation set (prompts without one have no
-such row), `model` the rewrite of a policy by the beam search of `promptist optimize`. Every model row uses the same decoder,
-so that rows differ in weights only.
+`user` paints the plain prompt, `human` the human-engineered prompt of the evaluation set (prompts without one
+have no such row), `model` the rewrite of a policy by the beam search of `promptist optimize`. Every model row
+uses the same decoder, so that rows differ in weights only.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ _LABELS = {"user": "User input", "human": "Human-engineered", "sft": "SFT", "ppo
 
 @dataclass
 class MethodConfig:
-    """One row. `path` is for kind `model` only: a run folder with an `export/`, or a Hugging Face model folder."""
+    """One row. `path` is for kind `model` only: a run folder with an `export/`, or a Hugging Face model
+    folder.
+    """
 
     name: str = "user"
     kind: str = "model"
@@ -35,7 +37,9 @@ def label(method: str) -> str:
 
 
 def check_methods(methods: Sequence[MethodConfig]) -> None:
-    """Raise UserError for a list of rows that makes no sense; whether the models are there, `model_folder` tells."""
+    """Raise UserError for a list of rows that makes no sense; whether the models are there, `model_folder`
+    tells.
+    """
     names = [m.name for m in methods]
     for method in methods:
         if not method.name or not all(c.isalnum() or c in "-_." for c in method.name):
@@ -43,7 +47,9 @@ def check_methods(methods: Sequence[MethodConfig]) -> None:
         if names.count(method.name) > 1:
             raise UserError(f"methods: the name {method.name!r} stands twice, give each row its own")
         if method.kind not in KINDS:
-            raise UserError(f"methods: {method.name!r} has kind {method.kind!r}, use one of {', '.join(KINDS)}")
+            raise UserError(
+                f"methods: {method.name!r} has kind {method.kind!r}, use one of {', '.join(KINDS)}"
+            )
         if (method.kind == "model") == (method.name in ("user", "human")) or method.name == ALL:
             raise UserError(
                 f"methods: {method.name!r} has kind {method.kind!r}; the rows of kind user and human bear their kind "
@@ -64,7 +70,9 @@ def model_folder(path: str | Path) -> Path:
             return folder
     if (path / "config.yaml").is_file():
         raise UserError(f"run {path} has no exported model yet: let it finish, or export a checkpoint of it")
-    raise UserError(f"{path} is no model: it has neither config.json nor export/config.json; give a model or run folder")
+    raise UserError(
+        f"{path} is no model: it has neither config.json nor export/config.json; give a model or run folder"
+    )
 
 
 def model_fingerprint(folder: Path) -> str:

@@ -1,5 +1,7 @@
 """The look of `report.html`: one Jinja2 template, no script, nothing loaded from anywhere."""
 
+# ruff: noqa: E501  (markup and style sheet: a break inside a line would show, or hide what belongs together)
+
 from __future__ import annotations
 
 from typing import Any
@@ -26,7 +28,7 @@ h2 { font-size: 1.3rem; margin: 2.8rem 0 .6rem; }
 h3 { font-size: 1.02rem; margin: 0; font-weight: 600; }
 p { margin: .5rem 0; max-width: 62rem; }
 a { color: var(--accent); }
-nav a { margin-right: 1.1rem; white-space: nowrap; }
+nav { display: flex; flex-wrap: wrap; gap: 0 1.1rem; margin: .3rem 0 1rem; }
 .soft { color: var(--soft); font-size: .88rem; }
 .summary { background: var(--card); border: 1px solid var(--rule); border-radius: .8rem; padding: .6rem 1.3rem; }
 .summary li { margin: .45rem 0; }
@@ -44,20 +46,33 @@ td.sure small { font-weight: 400; }
 .case { background: var(--card); border: 1px solid var(--rule); border-radius: .8rem; padding: .9rem 1rem 1rem; margin: 1rem 0; }
 .case header { display: flex; flex-wrap: wrap; gap: .2rem .8rem; align-items: baseline; margin-bottom: .7rem; }
 .tag { font-size: .78rem; color: var(--soft); border: 1px solid var(--rule); border-radius: 1rem; padding: 0 .6rem; }
-.methods { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(15rem, 46%), 1fr)); }
+.methods { display: grid; gap: 1rem; grid-template-columns: repeat(var(--columns), minmax(0, 1fr)); }
 .method { min-width: 0; }
-.method h4 { margin: 0 0 .3rem; font-size: .9rem; display: flex; justify-content: space-between; gap: .5rem; flex-wrap: wrap; }
-.method h4 span { color: var(--soft); font-weight: 400; }
+.method h4 { margin: 0 0 .3rem; font-size: .9rem; line-height: 1.35; }
+.method h4 span { color: var(--soft); font-weight: 400; display: block; font-size: .84rem; }
 .method p { font-size: .86rem; line-height: 1.4; margin: .4rem 0 0; overflow-wrap: anywhere; }
 .method em { font-style: normal; color: var(--added); }
 .pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(6.2rem, 1fr)); gap: .4rem; }
 figure { margin: 0; }
 figure img { width: 100%; aspect-ratio: 1; object-fit: cover; border-radius: .45rem; display: block; background: var(--rule); }
 figcaption { font-size: .74rem; color: var(--soft); font-variant-numeric: tabular-nums; }
+figcaption span { display: inline-block; white-space: nowrap; margin-right: .35rem; }
 .none { color: var(--soft); font-size: .86rem; border: 1px dashed var(--rule); border-radius: .45rem; padding: 1.2rem .8rem; }
-.curves { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(19rem, 100%), 1fr)); }
+.curves { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(19rem, 100%), 1fr)); }
 .curves svg { width: 100%; height: auto; background: var(--card); border: 1px solid var(--rule); border-radius: .6rem; }
-@media (max-width: 40rem) { .methods { gap: 1rem .7rem; grid-template-columns: 1fr 1fr; } .case { padding: .8rem .7rem; } }
+.swipe { display: none; }
+@media (max-width: 52rem) { .methods { grid-template-columns: 1fr 1fr; } }
+@media (max-width: 40rem) {
+  .methods { gap: 1.1rem .7rem; }
+  .pictures { grid-template-columns: repeat(auto-fit, minmax(4rem, 1fr)); gap: .25rem; }
+  .case { padding: .8rem .7rem; }
+  .summary { padding: .3rem .9rem; }
+  table { font-size: .82rem; }
+  th, td { padding: .35rem .45rem; }
+  th:first-child, td:first-child { white-space: normal; min-width: 5.4rem; max-width: 6.6rem; hyphens: auto; }
+  tr.group th { white-space: nowrap; max-width: none; }
+  .swipe { display: inline; }
+}
 """
 
 _TEMPLATE = """<!doctype html>
@@ -96,7 +111,7 @@ _TEMPLATE = """<!doctype html>
 </tbody></table></div>
 {% endmacro %}
 <p class="soft">Means over prompts. Below a mean: the change against the user input with its paired 95 % interval; bold where it
-excludes 0 (Student's t and bootstrap both).</p>
+excludes 0 (Student's t and bootstrap both).<span class="swipe"> Swipe the table sideways.</span></p>
 {{ table(levels.heads, levels.groups) }}
 {% if differences.groups %}
 <p class="soft">Paired differences between the methods, with 95 % intervals.</p>
@@ -110,18 +125,17 @@ excludes 0 (Student's t and bootstrap both).</p>
 {% for case in cases %}
 <article class="case">
 <header><h3>{{ case.prompt }}</h3><span class="tag">{{ case.set }}</span></header>
-<div class="methods">
+<div class="methods" style="--columns: {{ columns }}">
 {% for method in case.methods %}
 <div class="method">
 <h4>{{ method.label }}{% if method.score %}<span>{{ method.score }}</span>{% endif %}</h4>
 {% if method.absent %}<div class="none">{{ method.absent }}</div>{% else %}
 <div class="pictures">
 {% for picture in method.pictures %}
-<figure><img src="{{ picture.src }}" alt="{{ picture.alt }}" loading="lazy"><figcaption>{{ picture.caption }}</figcaption></figure>
+<figure><img src="{{ picture.src }}" alt="{{ picture.alt }}" loading="lazy"><figcaption>{% for part in picture.caption %}<span>{{ part }}</span> {% endfor %}</figcaption></figure>
 {% endfor %}
 </div>
-<p>{% for word in method.words %}{% if word.added %}<em>{{ word.text }}</em>{% else %}{{ word.text }}{% endif %}
-{% endfor %}</p>
+<p>{% for word in method.words %}{{ " " if not loop.first }}{% if word.added %}<em>{{ word.text }}</em>{% else %}{{ word.text }}{% endif %}{% endfor %}</p>
 {% endif %}
 </div>
 {% endfor %}
@@ -154,5 +168,7 @@ excludes 0 (Student's t and bootstrap both).</p>
 
 def render(content: dict[str, Any]) -> str:
     """The page as text; every value of `content` is escaped except the SVG plots, which come from `figures`."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     return environment.from_string(_TEMPLATE).render(style=STYLE, **content)

@@ -1,4 +1,6 @@
-"""Evaluation sets: held-out prompts with the set they belong to and, where one exists, a human-engineered version."""
+"""Evaluation sets: held-out prompts with the set they belong to and, where one exists, a human-engineered
+version.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,11 @@ class EvalPrompt:
 
 
 def load_eval_prompts(path: str | Path) -> list[EvalPrompt]:
-    """Read JSONL lines `{"prompt": ..., "set": ..., "human": ...}`; `human` may be absent, other keys are ignored.
+    """Read JSONL lines `{"prompt": ..., "set": ..., "human": ...}`; `human` may be absent, other keys are
+    ignored.
 
-    Raises UserError for a missing or empty file, a broken line, an empty field, and a prompt that stands twice: twice
-    the same prompt with the same noise would count as two independent observations.
+    Raises UserError for a missing or empty file, a broken line, an empty field, and a prompt that stands
+    twice: twice the same prompt with the same noise would count as two independent observations.
     """
     path = Path(path)
     prompts: list[EvalPrompt] = []
@@ -33,7 +36,9 @@ def load_eval_prompts(path: str | Path) -> list[EvalPrompt]:
     for number, line in read_lines(path):
         prompt = _parse(line, f"{path}:{number}")
         if prompt.x in seen:
-            raise UserError(f"{path}:{number} repeats the prompt of line {seen[prompt.x]}: remove one of them")
+            raise UserError(
+                f"{path}:{number} repeats the prompt of line {seen[prompt.x]}: remove one of them"
+            )
         seen[prompt.x] = number
         prompts.append(prompt)
     if not prompts:

@@ -1,11 +1,12 @@
 """Paired comparison of methods over the same prompts, with intervals.
 
-Pure functions of a measurement table: no files, no plotting. The unit of resampling is the prompt: the images of one
-prompt are averaged first, because they are not independent, and every method saw the same prompts with the same noise, so
-differences are taken prompt by prompt.
+Pure functions of a measurement table: no files, no plotting. The unit of resampling is the prompt: the images
+of one prompt are averaged first, because they are not independent, and every method saw the same prompts with
+the same noise, so differences are taken prompt by prompt.
 
-Two intervals stand side by side. The paired t interval is exact for normal differences; the BCa bootstrap (Efron 1987,
-"Better bootstrap confidence intervals") makes no such assumption. A difference is called *sure* only if both exclude zero.
+Two intervals stand side by side. The paired t interval is exact for normal differences; the BCa bootstrap
+(Efron 1987, "Better bootstrap confidence intervals") makes no such assumption. A difference is called *sure*
+only if both exclude zero.
 """
 
 from __future__ import annotations
@@ -30,10 +31,12 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Row:
-    """One image: prompt `x` of `set`, painted by `method` as `rewrite` with noise `k`, and what was measured on it.
+    """One image: prompt `x` of `set`, painted by `method` as `rewrite` with noise `k`, and what was measured
+    on it.
 
-    `rewrite` may be empty: the method left the prompt alone, and x itself was painted. `cosine` is the CLIP cosine of
-    the image with x; `aesthetic` the score of the aesthetic head; `picture` a path relative to the evaluation folder.
+    `rewrite` may be empty: the method left the prompt alone, and x itself was painted. `cosine` is the CLIP
+    cosine of the image with x; `aesthetic` the score of the aesthetic head; `picture` a path relative to the
+    evaluation folder.
     """
 
     prompt: str
@@ -89,8 +92,8 @@ class Difference:
 class Level:
     """One method on one set: plain means over prompts, and what its rewrites look like.
 
-    `empty` and `distinct` are shares of the prompts: of rewrites that left the prompt alone, and of different texts
-    among the rewrites.
+    `empty` and `distinct` are shares of the prompts: of rewrites that left the prompt alone, and of different
+    texts among the rewrites.
     """
 
     set: str
@@ -129,10 +132,11 @@ def prompt_scores(rows: Iterable[Row], slope: float, offset: float) -> list[Prom
         relevance = mean_k min(slope * cos_k - offset, 0)
         reward    = mean_k (aes_k(y) - aes_k(x)) + relevance            (Promptist, section 2.2)
 
-    aes_k(x) is read from the row of method "user" with the same prompt and k. `aesthetic` is the absolute mean score, not
-    the difference: its paired difference to "user" is the aesthetic part of the reward.
+    aes_k(x) is read from the row of method "user" with the same prompt and k. `aesthetic` is the absolute
+    mean score, not the difference: its paired difference to "user" is the aesthetic part of the reward.
 
-    Raises ValueError where an image has no plain partner, is there twice, or holds a number that is not finite.
+    Raises ValueError where an image has no plain partner, is there twice, or holds a number that is not
+    finite.
     """
     rows = list(rows)
     plain = {(r.prompt, r.k): r.aesthetic for r in rows if r.method == "user"}
@@ -142,9 +146,13 @@ def prompt_scores(rows: Iterable[Row], slope: float, offset: float) -> list[Prom
         if row.k in images:
             raise ValueError(f"image {row.k} of method {row.method} and prompt {row.prompt!r} is there twice")
         if (row.prompt, row.k) not in plain:
-            raise ValueError(f"no image {row.k} of the plain prompt {row.prompt!r} to compare {row.method} with")
+            raise ValueError(
+                f"no image {row.k} of the plain prompt {row.prompt!r} to compare {row.method} with"
+            )
         if not (np.isfinite(row.cosine) and np.isfinite(row.aesthetic)):
-            raise ValueError(f"image {row.k} of method {row.method} and prompt {row.prompt!r} has no finite score")
+            raise ValueError(
+                f"image {row.k} of method {row.method} and prompt {row.prompt!r} has no finite score"
+            )
         images[row.k] = row
 
     scores = []
@@ -165,7 +173,9 @@ def prompt_scores(rows: Iterable[Row], slope: float, offset: float) -> list[Prom
 
 
 def paired_interval_t(differences: Array, confidence: float = 0.95) -> Interval:
-    """Interval of the mean of paired differences [n] by Student's t with n - 1 degrees of freedom; NaN if n < 2."""
+    """Interval of the mean of paired differences [n] by Student's t with n - 1 degrees of freedom; NaN if n <
+    2.
+    """
     n = len(differences)
     if n < 2:
         return Interval(float("nan"), float("nan"))
@@ -198,7 +208,9 @@ def paired_interval_bootstrap(
 
 
 def default_pairs(methods: Sequence[str]) -> list[tuple[str, str]]:
-    """(method, baseline) pairs worth a line: PPO against SFT if both are there, then every method against "user"."""
+    """(method, baseline) pairs worth a line: PPO against SFT if both are there, then every method against
+    "user".
+    """
     pairs = [("ppo", "sft")] if {"ppo", "sft"} <= set(methods) else []
     return pairs + [(method, "user") for method in methods if method != "user"]
 
@@ -206,9 +218,9 @@ def default_pairs(methods: Sequence[str]) -> list[tuple[str, str]]:
 def analyse(rows: Iterable[Row], slope: float, offset: float, seed: int = 0) -> Results:
     """All levels and differences of a measurement table, by set and over all sets.
 
-    Sets and methods keep the order in which they first appear. A pair is compared on the prompts that both methods
-    have (human-engineered prompts exist for some prompts only), so a difference need not equal the difference of two
-    levels. Over all sets every prompt counts the same, so a larger set weighs more.
+    Sets and methods keep the order in which they first appear. A pair is compared on the prompts that both
+    methods have (human-engineered prompts exist for some prompts only), so a difference need not equal the
+    difference of two levels. Over all sets every prompt counts the same, so a larger set weighs more.
 
     Raises UserError without rows, without method "user", and as `prompt_scores`.
     """
@@ -218,13 +230,17 @@ def analyse(rows: Iterable[Row], slope: float, offset: float, seed: int = 0) -> 
     sets = list(dict.fromkeys(r.set for r in rows))
     methods = list(dict.fromkeys(r.method for r in rows))
     if "user" not in methods:
-        raise UserError('the evaluation has no method "user": rewards are measured against the plain prompt, add it')
+        raise UserError(
+            'the evaluation has no method "user": rewards are measured against the plain prompt, add it'
+        )
     images = {m: len({r.k for r in rows if r.method == m}) for m in methods}
     scores = prompt_scores(rows, slope, offset)
     groups = [*sets, ALL] if len(sets) > 1 else sets
 
     levels, differences = [], []
-    by_method: dict[str, dict[str, PromptScore]] = {m: {s.prompt: s for s in scores if s.method == m} for m in methods}
+    by_method: dict[str, dict[str, PromptScore]] = {
+        m: {s.prompt: s for s in scores if s.method == m} for m in methods
+    }
     for name in groups:
         for method in methods:
             chosen = [s for s in by_method[method].values() if name in (s.set, ALL)]

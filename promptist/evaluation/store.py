@@ -1,8 +1,9 @@
 """Append-only record of finished evaluation work, addressed by content.
 
-One JSONL file per rank, any number of ranks per attempt. A rewrite is stored under (model fingerprint, x), an image under
-(painter fingerprint, what was painted, x, k). So whatever changed between two attempts (a retrained model, more images,
-other prompts, another number of ranks), exactly the work that is missing is done, and nothing stale is read.
+One JSONL file per rank, any number of ranks per attempt. A rewrite is stored under (model fingerprint, x), an
+image under (painter fingerprint, what was painted, x, k). So whatever changed between two attempts (a
+retrained model, more images, other prompts, another number of ranks), exactly the work that is missing is
+done, and nothing stale is read.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ RewriteKey = tuple[str, str]
 class Store:
     """All that earlier attempts finished, and this rank's file to add to.
 
-    Ranks of one attempt own different prompts, so none needs what another adds; opening must be over on every rank before
-    the first one writes (a barrier), so that all start from the same record.
+    Ranks of one attempt own different prompts, so none needs what another adds; opening must be over on every
+    rank before the first one writes (a barrier), so that all start from the same record.
     """
 
     def __init__(self, folder: Path, rank: int) -> None:
@@ -66,11 +67,15 @@ class Store:
             self.rewrites[entry["model"], entry["x"]] = entry["y"]
         else:
             key = (entry["painter"], entry["painted"], entry["source"], entry["k"])
-            self.images[key] = Measurement(entry["cosine"], entry["aesthetic"], entry["extra"], entry["picture"])
+            self.images[key] = Measurement(
+                entry["cosine"], entry["aesthetic"], entry["extra"], entry["picture"]
+            )
 
 
 def _complete_lines(path: Path) -> list[bytes]:
-    """Lines that end in a newline: a killed attempt may leave half a line at the end, which never counts as done."""
+    """Lines that end in a newline: a killed attempt may leave half a line at the end, which never counts as
+    done.
+    """
     return path.read_bytes().split(b"\n")[:-1]
 
 

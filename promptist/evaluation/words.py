@@ -88,19 +88,19 @@ def _object(method: str) -> str:
     return {"user": "the plain user input", "human": "the human-engineered prompt"}.get(method, label(method))
 
 
-def _by_set(results: Results, whole_difference: Difference) -> str:
-    """Whether each set says the same as the whole; nothing where there is only one set."""
+def _by_set(results: Results, overall: Difference) -> str:
+    """Which sets say something else than all of them together; nothing where there is only one set."""
     if len(results.sets) < 2:
         return ""
-    key = (whole_difference.method, whole_difference.baseline, "reward")
+    key = (overall.method, overall.baseline, "reward")
     found = [d for d in (results.difference(*key, name) for name in results.sets) if d is not None]
-    if len(found) < 2:
-        return f" Only the set {found[0].set} has both." if found else ""
-    parts = []
-    for d in found:
-        unsure = "" if d.sure else ", not sure"
-        parts.append(f"{d.set} {signed(d.mean)} ({interval(d.t)}{unsure})")
-    return " By set: " + "; ".join(parts) + "."
+    if len(found) == 1:
+        return f" Only the set {found[0].set} has both."
+    others = [d for d in found if not (d.sure and overall.sure and d.mean * overall.mean > 0)]
+    if not others:
+        return f" The same holds in each of the {len(found)} sets."
+    parts = [f"{d.set} {signed(d.mean)} ({interval(d.t)}{'' if d.sure else ', not sure'})" for d in others]
+    return f" {'Except on' if overall.sure else 'By set:'} " + "; ".join(parts) + "."
 
 
 def _parts(results: Results, method: str, group: str) -> list[str]:
@@ -113,7 +113,11 @@ def _parts(results: Results, method: str, group: str) -> list[str]:
     if not cosine.sure:
         kept += " as well as those of the plain prompt, as far as this evaluation can tell"
     else:
-        kept += " less well than those of the plain prompt" if cosine.mean < 0 else " better than the plain prompt's own"
+        kept += (
+            " less well than those of the plain prompt"
+            if cosine.mean < 0
+            else " better than the plain prompt's own"
+        )
     return [
         f"Of {label(method)}'s change over the user input, aesthetics are {signed(aesthetic.mean)} "
         f"({interval(aesthetic.t)}) and relevance {signed(relevance.mean)} ({interval(relevance.t)}). "
