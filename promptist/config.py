@@ -224,8 +224,9 @@ def _update(cls: type, config: Any, dotted: str, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(section) and value is None and section is hint:
         raise UserError(f"`{dotted}` {where} must be a section of keys, not empty")
     try:
-        _open_mandatory(cls, config, dotted)
-        # A section that is switched on (`X | None`) or replaced starts from its own defaults.
+        if _mixes_up_booleans(section, value):
+            raise TypeError
+        _open_sections(cls, config, dotted)
         OmegaConf.update(config, dotted, value, merge=True)
     except (OmegaConfBaseException, TypeError, ValueError, IndexError) as error:
         # The sentence of OmegaConf tells which item of a list or section it refused.
@@ -236,14 +237,26 @@ def _update(cls: type, config: Any, dotted: str, value: Any, where: str) -> Any:
     return config
 
 
-def _open_mandatory(cls: type, config: Any, dotted: str) -> None:
-    """Give a section without default its dataclass before a key is set in it: OmegaConf.update cannot."""
+def _mixes_up_booleans(hint: Any, value: Any) -> bool:
+    """Whether OmegaConf would read 7 as true, or true as 1."""
+    if hint is bool:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return hint in (int, float) and isinstance(value, bool)
+
+
+def _open_sections(cls: type, config: Any, dotted: str) -> None:
+    """Give the sections above `dotted` that are missing, or null (`X | None`), their dataclass's defaults.
+
+    OmegaConf.update sets keys only in sections that are there.
+    """
     names = dotted.split(".")
     for depth in range(1, len(names)):
         above, name = names[: depth - 1], names[depth - 1]
         node = OmegaConf.select(config, ".".join(above)) if above else config
         section = _section(_hint_of(cls, ".".join(names[:depth])))
-        if isinstance(node, DictConfig) and dataclasses.is_dataclass(section) and OmegaConf.is_missing(node, name):
+        if not isinstance(node, DictConfig) or not dataclasses.is_dataclass(section):
+            continue
+        if OmegaConf.is_missing(node, name) or node.get(name) is None:
             node[name] = OmegaConf.structured(section)
 
 

@@ -74,7 +74,7 @@ def save(
         path_of(folder, step),
         path_of(folder, step).with_name(path_of(folder, step).name + ".tmp"),
     )
-    present = final.exists() and flaw(final, hashes=False) is None
+    present = final.exists() and flaw(final) is None
     barrier()  # all have looked before rank 0 touches anything
     if present:
         return final

@@ -1,0 +1,126 @@
+"""Who trains and who paints."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from promptist.cluster.launch import init_training, pick_device
+from promptist.cluster.roles import RolesConfig, World, assign
+from promptist.errors import UserError
+
+NODES = st.lists(st.integers(0, 4), min_size=2, max_size=24)
+
+
+def place(size: int = 1, local_rank: int = 0, role: str = "train") -> World:
+    return World(0, size, role, 0, 1, local_rank, (role,) * size, ("host",) * size, (0,) * size)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "config", "expected"),
+    [
+        ([0], RolesConfig(), "b"),
+        ([0], RolesConfig(reward_per_node=1), "b"),
+        ([0], RolesConfig(reward_nodes=1), "b"),
+        ([0, 0, 0], RolesConfig(reward_per_node=1), "ttr"),
+        ([0, 0, 0, 0], RolesConfig(reward_per_node=2), "ttrr"),
+        ([0, 0, 0, 1, 1, 1], RolesConfig(reward_per_node=1), "ttrttr"),
+        ([0, 1, 0, 1, 0, 1], RolesConfig(reward_per_node=1), "ttttrr"),  # cyclic placement
+        ([0, 0, 1, 1, 2, 2], RolesConfig(reward_nodes=1), "ttttrr"),
+        ([0, 0, 1, 1, 2, 2], RolesConfig(reward_nodes=2), "ttrrrr"),
+        ([5, 2, 5, 2], RolesConfig(reward_nodes=1), "trtr"),  # nodes count by first appearance
+        ([0, 0, 1], RolesConfig(reward_per_node=1), "trr"),
+    ],
+)
+def test_table(nodes: list[int], config: RolesConfig, expected: str) -> None:
+    assert "".join(role[0] for role in assign(nodes, config)) == expected
+
+
+@given(NODES, st.integers(1, 6))
+def test_per_node_counts(nodes: list[int], k: int) -> None:
+    sizes = {n: nodes.count(n) for n in set(nodes)}
+    if all(size <= k for size in sizes.values()):
+        with pytest.raises(UserError, match="none trains"):
+            assign(nodes, RolesConfig(reward_per_node=k))
+        return
+    roles = assign(nodes, RolesConfig(reward_per_node=k))
+    for node, size in sizes.items():
+        of_node = [role for role, n in zip(roles, nodes, strict=True) if n == node]
+        assert of_node == ["train"] * max(size - k, 0) + ["reward"] * min(size, k)
+
+
+@given(NODES, st.integers(1, 6))
+def test_whole_nodes(nodes: list[int], n: int) -> None:
+    if len(set(nodes)) <= n:
+        with pytest.raises(UserError, match="none trains"):
+            assign(nodes, RolesConfig(reward_nodes=n))
+        return
+    roles = assign(nodes, RolesConfig(reward_nodes=n))
+    by_node = {node: {r for r, m in zip(roles, nodes, strict=True) if m == node} for node in set(nodes)}
+    assert all(len(r) == 1 for r in by_node.values())
+    assert sum(r == {"reward"} for r in by_node.values()) == n
+
+
+def test_several_processes_without_reward_rank() -> None:
+    with pytest.raises(UserError, match=r"3 processes but no reward rank: set roles\.reward_per_node"):
+        assign([0, 0, 0], RolesConfig())
+
+
+def test_bad_configs() -> None:
+    with pytest.raises(UserError, match="both set"):
+        RolesConfig(reward_per_node=1, reward_nodes=1)
+    with pytest.raises(UserError, match=r"roles\.reward_nodes must be at least 1, not 0"):
+        RolesConfig(reward_nodes=0)
+
+
+def test_world_views() -> None:
+    world = World(1, 4, "train", 0, 2, 1, ("reward", "train", "train", "reward"), ("h",) * 4, (0,) * 4)
+    assert world.train_ranks == (1, 2)
+    assert world.reward_ranks == (0, 3)
+    assert world.leads
+    assert world.trains
+    assert not world.rewards
+    alone = place(role="both")
+    assert alone.train_ranks == alone.reward_ranks == (0,)
+    alone.barrier()
+    alone.barrier_all()
+    assert alone.share(3) == alone.share_all(3) == 3
+
+
+def test_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert pick_device(place()).type == "cpu"
+    with pytest.raises(UserError, match="shows no GPU"):
+        pick_device(place(), "cuda")
+    with pytest.raises(UserError, match="auto, cpu or cuda"):
+        pick_device(place(), "tpu")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert pick_device(place(local_rank=3)) == torch.device("cuda", 3)
+    assert pick_device(place(local_rank=3), "cpu") == torch.device("cpu")
+    with pytest.raises(UserError, match="4 GPUs: start at most one rank per GPU"):
+        pick_device(place(local_rank=4))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert pick_device(place(local_rank=3)) == torch.device("cuda", 0)
+
+
+def test_reward_ranks_stay_out_of_torch() -> None:
+    with pytest.raises(RuntimeError, match="reward ranks"):
+        init_training(place(role="reward"))
+
+
+def test_launcher_whose_processes_do_not_see_each_other() -> None:
+    """srun without the right --mpi starts N worlds of one rank: each would train alone and overwrite the
+    others."""
+    code = "from promptist.cluster.roles import join_world, RolesConfig; join_world(RolesConfig())"
+    env = {**os.environ, "SLURM_STEP_NUM_TASKS": "4"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
+    assert "the launcher started 4 processes but each sees" in done.stderr
+    done = subprocess.run([sys.executable, "-c", code + ".rank"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
