@@ -42,7 +42,8 @@ def test_noise_keys_are_distinct_repeatable_and_cover_the_bank() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "key"), [({"images": 0}, "images"), ({"images": 5, "bank": 4}, "bank"), ({"slope": 0}, "slope")]
+    ("values", "key"),
+    [({"images": 0}, "images"), ({"images": 5, "bank": 4}, "bank"), ({"slope": 0}, "slope")],
 )
 def test_bad_terms(values: dict[str, float], key: str) -> None:
     with pytest.raises(UserError, match=rf"reward\.terms\.{key}"):
