@@ -100,7 +100,7 @@ def train(job: SFTJob, world: World, run: RunFolder, stop: Preemption) -> bool:
         if validated or last or time.monotonic() - printed > PROGRESS_S:
             printed = time.monotonic()
             names = [name for name in ("loss", "valid/loss", "epoch") if name in record]
-            shown = {name: float(record[name]) for name in names}
+            shown: dict[str, float | str] = {name: float(record[name]) for name in names}
             log.info("%s", progress_line("sft", step, job.sft.steps, shown, seconds))
 
         stopping = stop.agreed(all_reduce_max)
