@@ -1,0 +1,75 @@
+"""`promptist world train | quality | show | unpack`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+DIFFUSION = {"dtype": "float32", "device": "cpu", "steps": 8, "guidance": 3.0, "size": 64, "batch": 16, "attention": "sdpa"}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Entry of `promptist world`; exit code 1 when `quality` finds a demand unmet."""
+    parser = argparse.ArgumentParser(prog="promptist world", description="The miniature world: build it, measure it, look at it.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    train = verbs.add_parser("train", help="retrain everything from nothing (hours on two cores, minutes on a GPU; resumable)")
+    train.add_argument("--build", type=Path, default=Path("world-build"), help="folder of the unfinished parts")
+    train.add_argument("--out", type=Path, default=None, help="where the world goes (default: the package's own assets)")
+    train.add_argument("--seed", type=int, default=None)
+    train.add_argument("--device", default="cpu", help="cpu or cuda")
+    quality = verbs.add_parser("quality", help="measure the world on held-out captions")
+    quality.add_argument("--world", type=Path, default=None, help="folder of the world (default: the shipped one)")
+    quality.add_argument("--out", type=Path, default=Path("runs/world-quality"), help="folder for quality.json and quality.md")
+    quality.add_argument("--plain", type=int, default=288, help="plain captions")
+    quality.add_argument("--per-modifier", type=int, default=48, help="pictures of each modifier")
+    show = verbs.add_parser("show", help="write a contact sheet of rendered and generated pictures")
+    show.add_argument("--world", type=Path, default=None)
+    show.add_argument("--out", type=Path, default=Path("runs/world-quality/contact-sheet.png"))
+    unpack = verbs.add_parser("unpack", help="copy the shipped world and write the demo's prompts beside it")
+    unpack.add_argument("folder", type=Path)
+    options = parser.parse_args(list(argv))
+
+    import torch
+
+    torch.set_num_threads(1)
+    from promptist.synthetic import world
+
+    if options.verb == "train":
+        seed = world.SEED if options.seed is None else options.seed
+        world.build_world(options.build, options.out or world.assets(), seed=seed, device=options.device)
+        return 0
+    if options.verb == "unpack":
+        for name, lines in world.unpack(options.folder).items():
+            print(f"{options.folder / 'prompts' / name}: {lines} lines")
+        return 0
+    folder = options.world or world.assets()
+    if options.verb == "show":
+        from promptist.synthetic.show import contact_sheet
+
+        print(contact_sheet(reward_config(folder), options.out))
+        return 0
+    from promptist.synthetic import quality as figures
+
+    result = figures.measure(reward_config(folder), folder, plain=options.plain, per_modifier=options.per_modifier)
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "quality.json").write_text(json.dumps(result, indent=2) + "\n")
+    text = figures.markdown(result)
+    (options.out / "quality.md").write_text(text)
+    print(text)
+    return 0 if all(figures.verdict(result).values()) else 1
+
+
+def reward_config(folder: Path):  # type: ignore[no-untyped-def]
+    """The demo's reward settings for the world in ``folder``."""
+    from promptist.reward.aesthetic import AestheticConfig
+    from promptist.reward.clip import ClipConfig
+    from promptist.reward.diffusion import DiffusionConfig
+    from promptist.reward.model import RewardConfig
+
+    return RewardConfig(
+        diffusion=DiffusionConfig(path=str(folder / "diffusion"), **DIFFUSION),  # type: ignore[arg-type]
+        clip=ClipConfig(model=str(folder / "clip"), pretrained=None, dtype="float32"),
+        aesthetic=AestheticConfig(path=str(folder / "aesthetic.safetensors")),
+    )
