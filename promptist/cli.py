@@ -50,8 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_root(optimize)
     optimize.set_defaults(run=_optimize)
 
-    report = verbs.add_parser("report", help="write report.html of a run or an evaluation")
-    report.add_argument("folder", type=Path, metavar="RUN|EVAL", help="folder of a run or of an evaluation")
+    report = verbs.add_parser("report", help="write report.html of a finished evaluation (again)")
+    report.add_argument("folder", type=Path, metavar="EVAL", help="folder of the evaluation")
     report.set_defaults(run=_report)
 
     status = verbs.add_parser("status", help="how far each run is, when last heard of, newest checkpoint")
@@ -83,9 +83,7 @@ def _optimize(arguments: argparse.Namespace) -> None:
 
     from promptist.optimize import Promptist
 
-    rewrite = Promptist.from_pretrained(folder)
-    for prompt in arguments.prompt:
-        print(rewrite(prompt), flush=True)
+    print(*Promptist.from_pretrained(folder)(arguments.prompt), sep="\n")
 
 
 def _report(arguments: argparse.Namespace) -> None:

@@ -80,8 +80,8 @@ def fake_optimizer(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
             folders.append(Path(folder))
             return cls()
 
-        def __call__(self, prompt: str) -> str:
-            return f"{prompt}, golden hour"
+        def __call__(self, prompts: list[str]) -> list[str]:
+            return [f"{prompt}, golden hour" for prompt in prompts]
 
     fake = types.ModuleType("promptist.optimize")
     fake.Promptist = Promptist  # type: ignore[attr-defined]
