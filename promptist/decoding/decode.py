@@ -44,7 +44,8 @@ def decode(
 
     Args: `model` a Hugging Face causal LM with attention sdpa or eager (for an engine of ZeRO stage 3 the gathered module:
     ranks may leave at different steps); `input_ids`, `attention_mask` `[B, P]` on its device, see `pad_batch`; `keys`, for
-    `sample` only, one tuple of counters per prompt: response j is drawn with `rng.generator(*key, j)`.
+    `sample` only, one tuple of counters per prompt: response j is drawn with `rng.generator(*key, j)`. Rows that only pad the
+    batch need none: rows past the last key take the first one.
 
     On CPU float32 a row of the result depends on its own prompt and on the shapes (B, P, max_new_tokens, beams) alone, bit
     for bit. The model's training flag is kept, and no gradient is recorded.
@@ -76,9 +77,10 @@ def _search(
     if config.method == "greedy":
         found = greedy(steps, width, eos_id, pad_id)
     elif keys is not None:
-        if len(keys) != len(input_ids):
+        if not 1 <= len(keys) <= len(input_ids):
             raise ValueError(f"{len(keys)} keys for {len(input_ids)} prompts")
-        noise = uniforms(keys, count, width).to(input_ids.device)
+        every = [*keys, *[keys[0]] * (len(input_ids) - len(keys))]
+        noise = uniforms(every, count, width).to(input_ids.device)
         found = sample(steps, noise, config.temperature, config.top_p, eos_id, pad_id)
     else:
         found = beam_search(steps, config, width, eos_id, pad_id, count)
