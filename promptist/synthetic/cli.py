@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if options.verb == "unpack":
         for name, lines in world.unpack(options.folder).items():
-            print(f"{options.folder / 'prompts' / name}: {lines} lines")
+            print(f"{options.folder / name}: {lines} lines")
         return 0
     folder = options.world or world.assets()
     if options.verb == "show":

@@ -29,7 +29,7 @@ REPHRASED = (
 )
 TARGETS = 8_000
 VALIDATION_TARGETS = 400
-USER_PROMPTS, CAPTION_PROMPTS = 3000, 3000
+USER_PROMPTS, CAPTION_PROMPTS = 600, 600  # so few that the cache of plain pictures is hit within a demo
 EVAL_IN_DOMAIN, EVAL_OUT_OF_DOMAIN, EVAL_LABELS = 160, 64, 16
 
 
@@ -119,20 +119,20 @@ def validation_prompts(seed: int, count: int = 48) -> list[str]:
 
 def write_all(folder: Path, seed: int) -> dict[str, int]:
     """Writes every data file of the demo below ``folder`` and returns the number of lines of each."""
-    folder.mkdir(parents=True, exist_ok=True)
     valid = validation_prompts(seed)
     users = [text for _, text in _distinct(TRAIN_CONTENTS, grammar.USER_TEMPLATES, USER_PROMPTS, seed, "rl-user")]
     captions = [text for _, text in _distinct(TRAIN_CONTENTS, grammar.CAPTION_TEMPLATES, CAPTION_PROMPTS, seed, "rl-caption")]
     files: dict[str, list[str]] = {
-        "pairs.train.jsonl": [json.dumps(pair) for pair in training_pairs(seed, "train", TARGETS)],
-        "pairs.valid.jsonl": [json.dumps(pair) for pair in training_pairs(seed, "valid", VALIDATION_TARGETS)],
-        "rl.user.txt": [text for text in users if text not in set(valid)],
-        "rl.caption.txt": captions,
-        "rl.label.txt": labels()[0],
-        "rl.valid.txt": valid,
-        "eval.jsonl": [json.dumps(row) for row in evaluation_prompts(seed)],
+        "pairs/train.jsonl": [json.dumps(pair) for pair in training_pairs(seed, "train", TARGETS)],
+        "pairs/valid.jsonl": [json.dumps(pair) for pair in training_pairs(seed, "valid", VALIDATION_TARGETS)],
+        "prompts/user.txt": [text for text in users if text not in set(valid)],
+        "prompts/caption.txt": captions,
+        "prompts/label.txt": labels()[0],
+        "prompts/valid.txt": valid,
+        "prompts/eval.jsonl": [json.dumps(row) for row in evaluation_prompts(seed)],
     }
     for name, lines in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
     return {name: len(lines) for name, lines in files.items()}
 

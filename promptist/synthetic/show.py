@@ -21,7 +21,7 @@ def contact_sheet(config: RewardConfig, path: Path) -> Path:
     contents = [scenes.HELD_OUT_CONTENTS[i * 4 % len(scenes.HELD_OUT_CONTENTS)] for i in range(2 * COLUMNS)]
     drawn = [scenes.Scene(content, ()) for content in contents]
     drawn += [scenes.Scene(contents[i % len(contents)], (m.phrase,)) for i, m in enumerate(grammar.MODIFIERS)]
-    drawn = drawn[: len(drawn) // COLUMNS * COLUMNS] if len(drawn) % COLUMNS else drawn
+    drawn += [scenes.Scene(content, ()) for content in contents[: -len(drawn) % COLUMNS]]
     rng = counter_rng.generator(SEED, "contact-sheet")
     rendered = scenes.render_scenes(drawn, rng)
     plain = [grammar.caption(s.content, grammar.USER_TEMPLATES[0]) for s in drawn]

@@ -98,4 +98,4 @@ def unpack(folder: Path, seed: int = SEED) -> dict[str, int]:
         else:
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copy2(item, target)
-    return prompts.write_all(folder / "prompts", seed)
+    return prompts.write_all(folder, seed)

@@ -1,0 +1,76 @@
+"""`promptist demo`: the whole system on the miniature world: prompts, SFT, PPO, evaluation, page.
+
+Each step is the command a user would type, run as its own MPI job and printed before it starts; a finished step is not
+done again, a stopped one goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from promptist.errors import UserError
+
+CONFIGS = Path("configs/demo")
+# Two cores: SFT and evaluation use both for the same work. PPO has one rank that trains and one that paints, each on its own
+# core: painting takes most of the time, so a second training rank would only take its turns away from the painter.
+RANKS = {"sft": 2, "ppo": 2, "evaluate": 2}
+
+
+def run(argv: Sequence[str]) -> int:
+    """Entry of `promptist demo`."""
+    parser = argparse.ArgumentParser(prog="promptist demo", description="Train a prompt optimiser in the miniature world, end to end.")
+    parser.add_argument("--seed", type=int, default=0, help="of SFT and PPO; another seed gets run folders of its own")
+    parser.add_argument("--root", type=Path, default=Path("runs"), help="folder of the runs")
+    parser.add_argument("--set", action="append", default=[], metavar="JOB.KEY=VALUE", help="override of a job's config, e.g. ppo.ppo.iterations=10")
+    options = parser.parse_args(list(argv))
+    if not CONFIGS.is_dir():
+        raise UserError(f"{CONFIGS} is not here: run `promptist demo` in the repository's top folder")
+    began = time.monotonic()
+    world = options.root / "demo-world"
+    if not (world / "prompts" / "eval.jsonl").exists():
+        from promptist.synthetic.world import unpack
+
+        print(f"== the miniature world goes to {world}", flush=True)
+        unpack(world)
+    suffix = "" if options.seed == 0 else f"-seed{options.seed}"
+    names = {job: f"demo-{job}{suffix}" for job in ("sft", "ppo", "eval")}
+    steps = {
+        "sft": ("sft", [f"run.name={names['sft']}", f"run.seed={options.seed}"]),
+        "ppo": ("ppo", [f"run.name={names['ppo']}", f"run.seed={options.seed}", f"model.path={options.root / names['sft'] / 'export'}"]),
+        "evaluate": ("eval", [f"run.name={names['eval']}"]),
+    }
+    if suffix:
+        steps["evaluate"][1].extend([f"methods.2.path={options.root / names['sft']}", f"methods.3.path={options.root / names['ppo']}"])
+    for job, (config, overrides) in steps.items():
+        extra = [item.removeprefix(f"{config}.") for item in options.set if item.startswith(f"{config}.")]
+        launch(job, CONFIGS / f"{config}.yaml", [f"run.root={options.root}", *overrides, *extra])
+    folder = options.root / names["eval"]
+    print(f"\n== done in {(time.monotonic() - began) / 60:.1f} minutes")
+    print((folder / "results.md").read_text())
+    print(f"Open {folder / 'report.html'} in a browser: what was learnt, in pictures.")
+    print('Try it:  promptist optimize "a red boat on the beach"')
+    return 0
+
+
+def launch(job: str, config: Path, overrides: list[str]) -> None:
+    """Runs one job under mpirun; UserError with its exit code where it fails on bad input, else SystemExit."""
+    mpirun = Path(sys.executable).with_name("mpirun")
+    found = str(mpirun) if mpirun.exists() else shutil.which("mpirun")
+    if found is None:
+        raise UserError("no mpirun found: install one with `pip install promptist[local]` or load your cluster's MPI module")
+    command = [found, "-n", str(RANKS[job]), sys.executable, "-m", "mpi4py", "-m", f"jobs.{job}", str(config), *overrides]
+    print(f"\n== {shlex.join(command)}", flush=True)
+    # Two ranks with two threads each on two cores would spend their time waiting for each other.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    code = subprocess.run(command, env=environment, check=False).returncode
+    if code:
+        print(f"error: the {job} job ended with exit code {code}; the same `promptist demo` goes on from its last checkpoint", file=sys.stderr)
+        raise SystemExit(code)
