@@ -196,6 +196,7 @@ def keep_last(folder: Path, k: int, best: int | None = None) -> list[Path]:
     doomed = [p for p in complete[k:] if step_of(p) != best]
     for path in doomed:
         _remove(path)
+    _remove_leftovers(folder)  # a crash during an earlier call may have left half a deletion
     return doomed
 
 

@@ -51,8 +51,8 @@ class MetricLog:
         self._file: Any = None
         self._purge_step: int | None = None
 
-    def log(self, step: int, metrics: Mapping[str, float | int | str | None]) -> None:
-        """Append one line `{"step": step, ...}`, numbers also to TensorBoard.
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Append one line `{"step": step, ...}`, numbers (of numpy and torch too) also to TensorBoard.
 
         A number that is not finite is written as null, which JSON has; the trainer stops on it by itself.
         """

@@ -270,10 +270,17 @@ def test_everything_is_synced_before_the_rename_and_the_parent_after(
 ) -> None:
     events: list[str] = []
     sync, rename = os.fsync, os.rename
-    monkeypatch.setattr(
-        os, "fsync", lambda fd: (events.append(os.readlink(f"/proc/self/fd/{fd}")), sync(fd))[1]
-    )
-    monkeypatch.setattr(os, "rename", lambda a, b: (events.append("rename"), rename(a, b))[1])
+
+    def watched_sync(descriptor: int) -> None:
+        events.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        sync(descriptor)
+
+    def watched_rename(source: Path, target: Path) -> None:
+        events.append("rename")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", watched_sync)
+    monkeypatch.setattr(os, "rename", watched_rename)
     path = store(tmp_path, 1)
     at = events.index("rename")
     temporary = f"{path}.tmp"

@@ -99,15 +99,31 @@ def test_tensorboard_readers_see_each_step_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "shown"),
-    [(0, "0 s"), (59.4, "59 s"), (59.6, "1 min"), (3540, "59 min"), (3599, "1 h 00 min"), (7500, "2 h 05 min"),
-     (3 * 86400 + 4 * 3600, "3 d 4 h"), (float("inf"), "?"), (-1, "0 s")],
-)  # fmt: skip
+    [
+        (0, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min"),
+        (3540, "59 min"),
+        (3599, "1 h 00 min"),
+        (7500, "2 h 05 min"),
+        (3 * 86400 + 4 * 3600, "3 d 4 h"),
+        (float("inf"), "?"),
+        (-1, "0 s"),
+    ],
+)
 def test_duration(seconds: float, shown: str) -> None:
     assert duration(seconds) == shown
 
 
 def test_progress_line() -> None:
-    values = {"reward": 0.51234, "kl": -0.031, "rate": 1234.5, "lr": 5e-5, "empty": 3, "waited": "12 %"}
+    values: dict[str, float | str] = {
+        "reward": 0.51234,
+        "kl": -0.031,
+        "rate": 1234.5,
+        "lr": 5e-5,
+        "empty": 3,
+        "waited": "12 %",
+    }
     assert progress_line("ppo", 12, 200, values, 3.0) == (
         "ppo 12/200 | reward 0.512 | kl -0.031 | rate 1234 | lr 5.0e-05 | empty 3 | waited 12 % | ETA 9 min"
     )

@@ -111,4 +111,4 @@ def test_parts_of_other_types_are_refused(part: object) -> None:
 
 
 def test_numpy_integers_count_as_integers() -> None:
-    assert rng.key("a", np.int64(3)) == rng.key("a", 3)
+    assert rng.key("a", np.int64(3)) == rng.key("a", 3)  # type: ignore[arg-type]

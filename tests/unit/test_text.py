@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from promptist.data import text
 from promptist.errors import UserError
 
-WORDS = st.text(st.characters(exclude_categories=("Cs",)), max_size=40)
+WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 SAME_FIXTURE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
 
 
