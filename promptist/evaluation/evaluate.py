@@ -148,7 +148,8 @@ def _sorted(plan: Plan, rows: list[Row]) -> list[Row]:
 def _gather(world: World, part: str) -> list[str] | None:
     if world.comm is None:
         return [part]
-    world.barrier_all()  # the ranks end at different times, and a waiting gather would burn the cores of the others
+    # The ranks end at different times, and a gather that waits would burn the cores of the others.
+    world.barrier_all()
     gathered: list[str] | None = world.comm.gather(part, root=0)
     return gathered
 

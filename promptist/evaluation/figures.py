@@ -40,7 +40,8 @@ def curve_svg(title: str, xlabel: str, series: Sequence[Series]) -> str:
     style: dict[str, Any] = {
         "svg.fonttype": "none",  # text stays text: small, searchable, in the page's font
         "svg.hashsalt": title,  # ids that repeat from run to run, and differ from plot to plot of a page
-        "text.color": _INK, "axes.edgecolor": _INK, "axes.labelcolor": _INK, "xtick.color": _INK, "ytick.color": _INK,
+        "text.color": _INK, "axes.edgecolor": _INK, "axes.labelcolor": _INK,
+        "xtick.color": _INK, "ytick.color": _INK,
         "font.size": 10,
     }  # fmt: skip
     with mpl.rc_context(style):

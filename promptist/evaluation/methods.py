@@ -52,8 +52,8 @@ def check_methods(methods: Sequence[MethodConfig]) -> None:
             )
         if (method.kind == "model") == (method.name in ("user", "human")) or method.name == ALL:
             raise UserError(
-                f"methods: {method.name!r} has kind {method.kind!r}; the rows of kind user and human bear their kind "
-                f"as name and no model row does, nor is one called {ALL!r}"
+                f"methods: {method.name!r} has kind {method.kind!r}; the rows of kind user and human bear "
+                f"their kind as name and no model row does, nor is one called {ALL!r}"
             )
         if (method.kind == "model") != bool(method.path):
             wants = "needs a `path` to a model or run folder" if method.kind == "model" else "takes no `path`"
@@ -76,7 +76,7 @@ def model_folder(path: str | Path) -> Path:
 
 
 def model_fingerprint(folder: Path) -> str:
-    """Hash of every file of a model folder by content: a retrained model of the same name gets new rewrites."""
+    """Hash of the content of a model folder's files: a retrained model of the same name gets new rewrites."""
     digest = hashlib.blake2b(digest_size=16)
     for file in sorted(p for p in folder.iterdir() if p.is_file()):
         with file.open("rb") as stream:

@@ -89,48 +89,58 @@ def write_report(folder: str | Path) -> Path:
     return build_report(folder).resolve()
 
 
+_PICTURES_NOTE = (
+    "All pictures of one prompt and place start from the same noise, so only the text differs. The prompts "
+    "are taken at even distances through each set, not chosen by score. Words that the user did not write "
+    "are coloured."
+)
+
+
 def _content(evaluation: Evaluation, runs: Mapping[str, str | Path]) -> dict[str, Any]:
     results, meta = evaluation.results, evaluation.meta
     curves, without = _curves(runs)
     group = whole(results)
     prompts = max(v.prompts for v in results.levels if v.set == group)
-    images = meta["images"]
     return {
         "title": "What the prompt optimiser learnt",
-        "subtitle": f"{prompts} held-out prompts in {len(results.sets)} set{'s' if len(results.sets) > 1 else ''}, "
-        f"{len(results.methods)} methods, {images} picture{'s' if images > 1 else ''} per prompt and method.",
+        "subtitle": f"{prompts} held-out prompts in {_count(len(results.sets), 'set')}, "
+        f"{_count(len(results.methods), 'method')}, "
+        f"{_count(meta['images'], 'picture')} per prompt and method.",
         "summary": summary(results),
         "levels": level_table(results),
         "differences": difference_table(results),
-        "pictures_note": "All pictures of one prompt and place start from the same noise, so only the text differs. The prompts "
-        "are taken at even distances through each set, not chosen by score. Words that the user did not write are coloured.",
+        "pictures_note": _PICTURES_NOTE,
         "cases": cases(evaluation),
         "columns": min(len(results.methods), 5),
         "curves": curves,
         "how": _how(evaluation, without),
-        "origin": f"Evaluation {evaluation.folder.name}, seed {meta['seed']}, prompt set {meta['prompts'][:12]}, "
-        f"painter {str(meta['painter'])[:12]}; all single measurements are in {TABLE}, all intervals in results.csv.",
+        "origin": f"Evaluation {evaluation.folder.name}, seed {meta['seed']}, "
+        f"prompt set {meta['prompts'][:12]}, painter {meta['painter'][:12]}; "
+        f"all single measurements are in {TABLE}, all intervals in results.csv.",
     }
 
 
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
 def _how(evaluation: Evaluation, without: list[str]) -> list[str]:
-    terms, images, decoder = (evaluation.meta.get(key) for key in ("terms", "images", "decoder"))
-    assert terms is not None
+    terms, images = evaluation.meta["terms"], evaluation.meta["images"]
+    decoder = evaluation.meta.get("decoder")
     paragraphs = [
-        f"Reward of a prompt: the mean over its {images} pictures of (aesthetic of the rewrite's picture − aesthetic "
-        "of the plain prompt's picture) + relevance, with relevance = "
-        f"min({terms['slope']:g} · cosine − {terms['offset']:g}, 0). The cosine always compares a picture with what "
-        "the user wrote, never with the rewrite.",
+        f"Reward of a prompt: the mean over its {_count(images, 'picture')} of (aesthetic of the rewrite's "
+        "picture − aesthetic of the plain prompt's picture) + relevance, with relevance = "
+        f"min({terms['slope']:g} · cosine − {terms['offset']:g}, 0). The cosine always compares a picture "
+        "with what the user wrote, never with the rewrite.",
         "The evaluation's noises are disjoint from those of training.",
-        "Differences are taken prompt by prompt on the prompts that both methods have. Intervals are for the mean "
-        f"difference: Student's t and a BCa bootstrap over prompts ({RESAMPLES} resamples, seeded). They tell how far "
-        "the result depends on the choice of prompts, not how it would vary with another training seed, and are not "
-        "corrected for the number of comparisons.",
+        "Differences are taken prompt by prompt on the prompts that both methods have. Intervals are for the "
+        f"mean difference: Student's t and a BCa bootstrap over prompts ({RESAMPLES} resamples, seeded). "
+        "They tell how far the result depends on the choice of prompts, not how it would vary with another "
+        "training seed, and are not corrected for the number of comparisons.",
     ]
     if decoder:
-        paragraphs.insert(
-            1, "Every model rewrites with the decoder of “promptist optimize”: " + _decoder(decoder)
-        )
+        who = "Every model rewrites with the decoder of “promptist optimize”: "
+        paragraphs.insert(1, who + _decoder(decoder))
     if without:
         paragraphs.append("No training curves: " + "; ".join(without) + ".")
     return paragraphs

@@ -1,4 +1,4 @@
-"""The numbers of an evaluation as tables: CSV for programs, Markdown for a README, rows and cells for the page."""
+"""The numbers of an evaluation as tables: CSV for programs, Markdown for a README, rows for the page."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def markdown(results: Results) -> str:
         for level in (v for v in results.levels if v.set == name):
             m = level.means
             lines.append(
-                f"| {name} ({level.prompts}) | {label(level.method)} | {number(m['reward'])} | {number(m['aesthetic'])} "
-                f"| {number(m['relevance'])} | {number(m['cosine'], 3)} |"
+                f"| {name} ({level.prompts}) | {label(level.method)} | {number(m['reward'])} "
+                f"| {number(m['aesthetic'])} | {number(m['relevance'])} | {number(m['cosine'], 3)} |"
             )
     pairs = default_pairs(results.methods)
     heads = [f"{label(method)} {MINUS} {label(baseline)}" for method, baseline in pairs]

@@ -1,4 +1,4 @@
-"""What the numbers of an evaluation say, in sentences a reader can quote. Also where the numbers say nothing."""
+"""What the numbers of an evaluation say, in sentences to quote; also where the numbers say nothing."""
 
 from __future__ import annotations
 
@@ -51,11 +51,13 @@ def compare(difference: Difference) -> str:
     found = f"95 % interval {interval(difference.t)}, {difference.prompts} prompts"
     if difference.sure:
         more = "more" if difference.mean > 0 else "less"
-        return f"{ours} scores {number(abs(difference.mean))} {more} {difference.metric} than {theirs} ({found})."
+        size = number(abs(difference.mean))
+        return f"{ours} scores {size} {more} {difference.metric} than {theirs} ({found})."
     if difference.t.excludes_zero() or difference.bootstrap.excludes_zero():
         return (
-            f"{ours} and {theirs} differ by {signed(difference.mean)} {difference.metric} ({found}; bootstrap "
-            f"{interval(difference.bootstrap)}): only one of the two intervals excludes 0, so it is not sure."
+            f"{ours} and {theirs} differ by {signed(difference.mean)} {difference.metric} "
+            f"({found}; bootstrap {interval(difference.bootstrap)}): "
+            f"only one of the two intervals excludes 0, so it is not sure."
         )
     return (
         f"{ours} and {theirs} differ by {signed(difference.mean)} {difference.metric} ({found}): "

@@ -1,0 +1,351 @@
+"""The evaluation's work: what is painted, with which noise, what is done again after an interruption, and by whom."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from promptist.cluster.roles import World
+from promptist.config import load
+from promptist.errors import UserError
+from promptist.evaluation.evaluate import TABLE, Plan, evaluate, read_table
+from promptist.evaluation.methods import MethodConfig, check_methods, model_fingerprint, model_folder
+from promptist.evaluation.prompts import EvalPrompt, load_eval_prompts
+from promptist.evaluation.statistics import Row
+from promptist.evaluation.store import Store
+from promptist.reward.messages import ImageRequest, Measurement
+
+ALONE = World(0, 1, "train", 0, 1, 0, roles=("train",), hosts=("here",), nodes=(0,))
+PROMPTS = [EvalPrompt(f"a red boat {i}", "in" if i < 5 else "out", "art" if i < 5 else None) for i in range(9)]
+
+
+class Cut(Exception):
+    """The job was killed."""
+
+
+@dataclass
+class FakePainter:
+    """Numbers that depend on the request alone; counts what it paints, and is killed after `limit` batches."""
+
+    folder: Path
+    limit: int = 10**9
+    batches: list[list[ImageRequest]] = field(default_factory=list)
+
+    def __call__(self, requests: list[ImageRequest]) -> list[Measurement]:
+        if len(self.batches) >= self.limit:
+            raise Cut
+        self.batches.append(requests)
+        return [self._measure(r) for r in requests]
+
+    def _measure(self, r: ImageRequest) -> Measurement:
+        number = int(hashlib.sha256(f"{r.prompt}|{r.source}|{r.k}".encode()).hexdigest()[:8], 16) / 2**32
+        picture = None
+        if r.keep_picture:
+            picture = f"images/{hashlib.sha256(f'{r.prompt}{r.k}'.encode()).hexdigest()[:12]}.png"
+            (self.folder / "images").mkdir(exist_ok=True)
+            (self.folder / picture).write_bytes(b"")
+        return Measurement(number, 5 + number, {}, picture)
+
+    @property
+    def painted(self) -> list[ImageRequest]:
+        return [request for batch in self.batches for request in batch]
+
+
+@dataclass
+class FakeRewriter:
+    asked: list[tuple[str, str]] = field(default_factory=list)
+
+    def __call__(self, folder: Path, prompts: list[str]) -> list[str]:
+        self.asked += [(folder.name, x) for x in prompts]
+        style = (folder / "config.json").read_text()
+        return ["" if x.endswith("3") else f"{x}, {style}" for x in prompts]
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    for name, style in (("sft", "oil paint"), ("ppo", "golden hour")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(style)
+    methods = [
+        MethodConfig("user", "user"),
+        MethodConfig("human", "human"),
+        MethodConfig("sft", "model", str(tmp_path / "sft")),
+        MethodConfig("ppo", "model", str(tmp_path / "ppo")),
+    ]
+    return Plan(PROMPTS, methods, images=3, pictures=1, batch=4)
+
+
+def run(
+    plan: Plan, folder: Path, painter: FakePainter | None = None, world: World = ALONE, paint_id: str = "p"
+) -> tuple[list[Row] | None, FakePainter, FakeRewriter]:
+    folder.mkdir(exist_ok=True)
+    painter, rewriter = painter or FakePainter(folder), FakeRewriter()
+    return evaluate(plan, folder, world, rewriter, lambda: (painter, paint_id)), painter, rewriter
+
+
+def test_the_table(plan: Plan, tmp_path: Path) -> None:
+    rows, painter, _ = run(plan, tmp_path / "e")
+    assert rows is not None
+    assert rows == read_table(tmp_path / "e" / TABLE)
+    assert Counter(r.method for r in rows) == {"user": 27, "human": 15, "sft": 27, "ppo": 27}
+    assert {r.rewrite for r in rows if r.method == "ppo" and r.prompt.endswith("4")} == {"a red boat 4, golden hour"}
+    assert {r.set for r in rows if r.method == "human"} == {"in"}
+    assert all((r.picture is not None) == (r.k < 1) for r in rows)
+    assert all(len(batch) <= plan.batch for batch in painter.batches)
+
+
+def test_every_method_shares_noise_and_is_compared_with_the_users_prompt(plan: Plan, tmp_path: Path) -> None:
+    _, painter, _ = run(plan, tmp_path / "e")
+    sources = {p.x for p in PROMPTS}
+    assert {r.source for r in painter.painted} == sources
+    assert {r.namespace for r in painter.painted} == {"eval"}
+    for x in sources:
+        keys = {y: sorted(r.k for r in painter.painted if (r.source, r.prompt) == (x, y)) for y in (x, f"{x}, golden hour")}
+        assert keys[x] == [0, 1, 2]
+        assert keys[f"{x}, golden hour"] in ([0, 1, 2], [])  # [] where the model left the prompt alone
+
+
+def test_an_empty_rewrite_is_the_plain_prompt_and_painted_once(plan: Plan, tmp_path: Path) -> None:
+    rows, painter, _ = run(plan, tmp_path / "e")
+    assert rows is not None
+    of = {(r.method, r.k): r for r in rows if r.prompt == "a red boat 3"}
+    assert of["ppo", 1].rewrite == ""
+    assert of["ppo", 1].aesthetic == of["user", 1].aesthetic
+    assert max(Counter((r.prompt, r.source, r.k) for r in painter.painted).values()) == 1
+
+
+@pytest.mark.parametrize("limit", [0, 1, 7])
+def test_resumed_work_is_done_once_and_gives_the_same_bytes(plan: Plan, tmp_path: Path, limit: int) -> None:
+    _, whole, _ = run(plan, tmp_path / "whole")
+    folder = tmp_path / "cut"
+    folder.mkdir()
+    first = FakePainter(folder, limit)
+    with pytest.raises(Cut):
+        run(plan, folder, first)
+    with open(folder / "finished" / "rank_00000.jsonl", "ab") as file:
+        file.write(b'{"painter": "p", "painted": "a red bo')  # the line that was being written
+    _, second, rewriter = run(plan, folder)
+    assert rewriter.asked == []
+    assert Counter(first.painted + second.painted) == Counter(whole.painted)
+    assert (folder / TABLE).read_bytes() == (tmp_path / "whole" / TABLE).read_bytes()
+    _, third, _ = run(plan, folder)
+    assert third.painted == []
+
+
+def test_changes_do_only_what_is_new(plan: Plan, tmp_path: Path) -> None:
+    folder = tmp_path / "e"
+    run(plan, folder)
+    more = Plan(plan.prompts, plan.methods, images=4, pictures=1, batch=4)
+    _, painter, rewriter = run(more, folder)
+    assert {r.k for r in painter.painted} == {3} and rewriter.asked == []
+
+    (tmp_path / "ppo" / "config.json").write_text("pixel art")  # trained again
+    rows, painter, rewriter = run(more, folder)
+    assert {name for name, _ in rewriter.asked} == {"ppo"}
+    assert {r.prompt for r in painter.painted} == {f"{p.x}, pixel art" for p in PROMPTS if not p.x.endswith("3")}
+    assert rows is not None and any("pixel art" in r.rewrite for r in rows)
+
+    next((folder / "images").glob("*.png")).unlink()
+    _, painter, _ = run(more, folder)
+    assert len(painter.painted) == 1
+
+    _, painter, _ = run(more, folder, paint_id="another diffusion model")
+    assert len(painter.painted) == len(set(painter.painted)) > 50
+
+
+class ThreadComm:
+    """As much of an MPI communicator as the evaluation uses, between threads."""
+
+    def __init__(self, rank: int, barrier: threading.Barrier, box: dict[int, str]) -> None:
+        self.rank, self.barrier, self.box = rank, barrier, box
+
+    def Ibarrier(self) -> Any:
+        self.barrier.wait(timeout=30)
+        return self
+
+    def Test(self) -> bool:
+        return True
+
+    def gather(self, value: str, root: int) -> list[str] | None:
+        self.box[self.rank] = value
+        self.barrier.wait(timeout=30)
+        return [self.box[r] for r in sorted(self.box)] if self.rank == root else None
+
+
+def test_the_number_of_ranks_changes_no_byte(plan: Plan, tmp_path: Path) -> None:
+    run(plan, tmp_path / "one")
+    size, folder = 3, tmp_path / "three"
+    folder.mkdir()
+    barrier, box = threading.Barrier(size), {}  # type: ignore[var-annotated]
+    painters = [FakePainter(folder) for _ in range(size)]
+
+    def rank(r: int) -> None:
+        world = World(
+            r, size, "train", r, size, r, roles=("train",) * size, hosts=("here",) * size, nodes=(0,) * size,
+            comm=ThreadComm(r, barrier, box),
+        )  # fmt: skip
+        run(plan, folder, painters[r], world)
+
+    threads = [threading.Thread(target=rank, args=(r,)) for r in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert (folder / TABLE).read_bytes() == (tmp_path / "one" / TABLE).read_bytes()
+    sources = [{r.source for r in p.painted} for p in painters]
+    assert not (sources[0] & sources[1] | sources[1] & sources[2] | sources[0] & sources[2])
+    _, painter, _ = run(plan, folder)  # one rank takes over what three did
+    assert painter.painted == []
+
+
+def test_store_keeps_what_ranks_wrote(tmp_path: Path) -> None:
+    Store(tmp_path, 0).add_rewrites("m", {"x": "ü \u2028 y"})
+    Store(tmp_path, 4).add_images({("p", "y", "x", 2): Measurement(0.1, 5.0, {"pick": 1.5}, None)})
+    again = Store(tmp_path, 1)
+    assert again.rewrites == {("m", "x"): "ü \u2028 y"}
+    assert again.images == {("p", "y", "x", 2): Measurement(0.1, 5.0, {"pick": 1.5}, None)}
+
+
+# ------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "holds no prompt"),
+        ('{"prompt": "a"}\n', ":1 has no `set`"),
+        ('{"prompt": " ", "set": "s"}\n', "`prompt` must be non-empty"),
+        ('{"prompt": "a", "set": "s"}\n{"prompt": "a ", "set": "t"}\n', ":2 repeats the prompt of line 1"),
+        ('{"prompt": "a", "set": "all"}\n', "rename it"),
+        ('{"prompt": "a", "set": "s", "human": ""}\n', "`human` must be non-empty"),
+        ("a boat\n", "not valid JSON"),
+    ],
+)
+def test_bad_prompt_files(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "eval.jsonl"
+    path.write_text(text)
+    with pytest.raises(UserError, match=words):
+        load_eval_prompts(path)
+
+
+def test_prompt_file(tmp_path: Path) -> None:
+    path = tmp_path / "eval.jsonl"
+    lines = [{"prompt": " a boat\u2028", "set": "in", "human": "a boat, art "}, {"prompt": "cat", "set": "label"}]
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    assert load_eval_prompts(path) == [EvalPrompt("a boat", "in", "a boat, art"), EvalPrompt("cat", "label", None)]
+
+
+USER = MethodConfig("user", "user")
+
+
+@pytest.mark.parametrize(
+    ("methods", "words"),
+    [
+        ([], "add the row"),
+        ([MethodConfig("sft", "model", "x")], "add the row"),
+        ([USER, MethodConfig("sft", "model")], "needs a `path`"),
+        ([USER, MethodConfig("human", "human", "x")], "takes no `path`"),
+        ([USER, MethodConfig("a", "model", "x"), MethodConfig("a", "model", "y")], "stands twice"),
+        ([USER, MethodConfig("a", "suffix", "x")], "use one of"),
+        ([USER, MethodConfig("a/b", "model", "x")], "letters"),
+        ([USER, MethodConfig("all", "model", "x")], "nor is one called"),
+        ([USER, MethodConfig("people", "human")], "bear their kind"),
+    ],
+)
+def test_bad_methods(methods: list[MethodConfig], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        check_methods(methods)
+
+
+def test_model_folders(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no model"):
+        model_folder(tmp_path)
+    (tmp_path / "config.yaml").write_text("")
+    with pytest.raises(UserError, match="no exported model yet"):
+        model_folder(tmp_path)
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "config.json").write_text("{}")
+    assert model_folder(tmp_path) == tmp_path / "export" == model_folder(tmp_path / "export")
+    before = model_fingerprint(tmp_path / "export")
+    (tmp_path / "export" / "model.safetensors").write_bytes(b"1")
+    assert model_fingerprint(tmp_path / "export") != before
+
+
+def test_demo_config_loads() -> None:
+    from jobs.evaluate import EvalJob
+
+    path = Path(__file__).parents[2] / "configs" / "demo" / "eval.yaml"
+    job = load(EvalJob, path, ["images=5"])
+    assert [m.name for m in job.methods] == ["user", "human", "sft", "ppo"]
+    for override, words in (("images=0", "at least 1"), ("pictures=9", "keep at least 1"), ("imags=3", "did you mean")):
+        with pytest.raises(UserError, match=words):
+            load(EvalJob, path, [override])
+
+
+# ------------------------------------------------------------------------------------------------- the whole job
+
+
+def test_the_job_end_to_end(tmp_path: Path, tiny_tokenizer_folder: Path, helpers: Callable[..., Any]) -> None:
+    """Random GPT-2 and random Stable Diffusion, CLIP and head: every real loader, the real decoder, the real report."""
+    from jobs.evaluate import main
+
+    config = helpers(tmp_path, tiny_tokenizer_folder)
+    assert main([str(config)]) == 0
+    folder = tmp_path / "runs" / "tiny-eval"
+    table = (folder / TABLE).read_bytes()
+    meta = json.loads((folder / "evaluation.json").read_text())
+    assert meta["decoder"]["decoding"]["beams"] == 8 and meta["decoder"]["decoding"]["length_penalty"] == -1.0
+    assert (folder / "report.html").stat().st_size > 5000
+    finished = sorted((folder / "finished").glob("*"))
+    size = sum(f.stat().st_size for f in finished)
+    assert main([str(config), "images=2"]) == 0  # nothing left to do
+    assert (folder / TABLE).read_bytes() == table
+    assert sum(f.stat().st_size for f in finished) == size
+    with pytest.raises(UserError, match="is no model"):
+        main([str(config), f"methods.1.path={tmp_path}"])
+
+
+@pytest.fixture
+def helpers() -> Callable[..., Path]:
+    def write(tmp_path: Path, tokenizer: Path) -> Path:
+        import shutil
+
+        import torch
+        import yaml
+        from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+        from tests.helpers_reward import make_tiny_reward
+
+        model = tmp_path / "model"
+        shutil.copytree(tokenizer, model)
+        vocabulary = len(AutoTokenizer.from_pretrained(tokenizer))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            size = GPT2Config(vocab_size=vocabulary, n_positions=128, n_embd=16, n_layer=1, n_head=2)
+            GPT2LMHeadModel(size).save_pretrained(model)
+        prompts = [{"prompt": f"a red boat {i}", "set": "in" if i < 2 else "out"} for i in range(3)]
+        (tmp_path / "eval.jsonl").write_text("".join(json.dumps(p) + "\n" for p in prompts))
+        config = {
+            "run": {"name": "tiny-eval", "root": str(tmp_path / "runs")},
+            "reward": make_tiny_reward(tmp_path / "reward"),
+            "prompts": str(tmp_path / "eval.jsonl"),
+            "methods": [
+                {"name": "user", "kind": "user"},
+                {"name": "ppo", "kind": "model", "path": str(model)},
+            ],
+            "images": 2,
+            "pictures": 1,
+        }
+        path = tmp_path / "eval.yaml"
+        path.write_text(yaml.safe_dump(config))
+        return path
+
+    return write
