@@ -145,7 +145,9 @@ class RewardModel:
         settings = {k: v for k, v in asdict(self.config.diffusion).items() if k not in _NOT_IN_PICTURES}
         settings |= {"attention": self.painter.attention, "device": self.painter.device.type}
         digest.update(repr(sorted(settings.items())).encode())
-        digest.update(repr(sorted(pipeline.scheduler.config.items(), key=str)).encode())
+        # diffusers' private entries hold lists in the order of a set, which differs from process to process.
+        schedule = {k: v for k, v in pipeline.scheduler.config.items() if not k.startswith("_")}
+        digest.update(repr(sorted(schedule.items())).encode())
         digest.update(repr((self.config.clip.dtype, self.clip.size, self.clip.interpolation)).encode())
         digest.update(_vocabulary(pipeline.tokenizer).encode())
         digest.update(_vocabulary(self.clip.tokenizer).encode())

@@ -79,29 +79,43 @@ def values_of(folder: Path) -> tuple[list[Any], list[dict[str, float]]]:
 
 
 def test_same_bits_for_any_number_of_ranks(mpirun: Any, tmp_path: Path) -> None:
+    from omegaconf import OmegaConf
+
+    from promptist.reward.messages import ImageRequest
+    from promptist.reward.model import RewardConfig, RewardModel
     from tests.helpers_reward import make_tiny_reward
 
-    section = json.dumps(make_tiny_reward(tmp_path / "world"))
-    found = {}
-    for name, ranks, rewarding in (("one", 1, 1), ("2+1", 3, 1), ("2+2", 4, 2)):
-        out, run = tmp_path / name, tmp_path / f"run {name}"
+    section = make_tiny_reward(tmp_path / "world")
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RewardConfig), section))
+    assert isinstance(config, RewardConfig)
+    alone = RewardModel(config, tmp_path / "run alone")
+    rows = {}
+    for row in range(8):
+        x = f"a red boat {row}"
+        ks = (row % 3, 3)
+        prompts = (x + ", golden hour", x)
+        measured = alone.measure([ImageRequest(p, x, "train", k, k == 3) for p in prompts for k in ks])
+        rows[row] = [[m.cosine, m.aesthetic, m.picture] for m in measured]
+    expected = [[iteration, row, rows[row]] for iteration in range(2) for row in range(8)]
+
+    for ranks, rewarding in ((3, 1), (4, 2)):  # two training ranks each
+        out, run = tmp_path / f"{ranks} ranks", tmp_path / f"run of {ranks}"
         out.mkdir()
-        mpirun(ranks, REAL, [rewarding, section, run, out], timeout_s=200).ok()
-        found[name], metrics = values_of(out)
-        assert len(found[name]) == 16
-        # Per iteration 32 pictures; 16 plain ones of the second iteration are known by then.
+        mpirun(ranks, REAL, [rewarding, json.dumps(section), run, out], timeout_s=240).ok()
+        found, metrics = values_of(out)
+        assert found == expected
+        # Per iteration 32 pictures; the 16 plain ones of the second iteration are known by then.
         assert sum(m["reward/images"] for m in metrics) == 48
         assert all(m["reward/hit_rate"] == 0.5 for m in metrics)
         served = [json.loads(path.read_text()) for path in out.glob("served_*.json")]
-        assert sum(served) == (0 if name == "one" else 48)
-        assert all(images > 0 for images in served)
+        assert len(served) == rewarding
+        assert sum(served) == 48
         for m in metrics:
             busy = [value for key, value in m.items() if key.startswith("reward/busy_rank_")]
-            assert len(busy) == len(served)
-            assert all(0 < share <= 1 for share in busy)
-        for _, _, measured in found[name]:
-            assert all((run / picture).is_file() for _, _, picture in measured if picture)
-    assert found["one"] == found["2+1"] == found["2+2"]
+            assert len(busy) == rewarding
+            assert all(0 <= share <= 1 for share in busy)
+        for _, _, values in found:
+            assert all((run / picture).is_file() for _, _, picture in values if picture)
 
 
 def test_work_is_shared_and_painted_while_the_trainer_computes(mpirun: Any, tmp_path: Path) -> None:

@@ -177,7 +177,10 @@ def test_fingerprint_is_of_the_generator_alone(
 
 @pytest.mark.parametrize(("side", "target"), [(64, 16), (16, 16), (12, 16), (512, 224)])
 def test_preprocessing_equals_open_clips(model: RewardModel, side: int, target: int) -> None:
-    """Against open_clip's PIL transform: PIL rounds to 8 bits after the resize, hence one grey level of tolerance."""
+    """Against open_clip's PIL transform, in grey levels.
+
+    PIL rounds to 8 bits after each of its two passes, hence one level; on white noise the first pass also clips.
+    """
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
     noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
@@ -186,12 +189,15 @@ def test_preprocessing_equals_open_clips(model: RewardModel, side: int, target: 
     settings = PreprocessCfg(size=target, mean=mean, std=std, interpolation="bicubic", resize_mode="shortest")
     encoder = copy.copy(model.clip)
     encoder.size = target
-    for picture in (Image.fromarray(noise), smooth):
+    deviation = torch.tensor(std).view(3, 1, 1)
+    for picture, worst in ((smooth, 1.1), (Image.fromarray(noise), 9.0)):
         expected = image_transform_v2(settings, is_train=False)(picture)
         pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 255
         ours = encoder.preprocess(pixels)[0]
         assert ours.shape == (3, target, target)
-        assert (ours - expected).abs().max() < 1.01 / 255 / min(std)
+        levels = ((ours - expected) * deviation).abs() * 255
+        assert levels.max() < worst
+        assert levels.mean() < 0.5
 
 
 def test_xformers_asked_for_and_unable(section: dict[str, Any]) -> None:

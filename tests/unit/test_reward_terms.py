@@ -34,7 +34,7 @@ def test_every_picture_needs_its_pair(cosines: list[float]) -> None:
 
 def test_noise_keys_are_distinct_repeatable_and_cover_the_bank() -> None:
     drawn = [noise_keys(1, visit, row, images=3, bank=16) for visit in range(40) for row in range(5)]
-    assert all(len(set(ks)) == 3 and 0 <= min(ks) and max(ks) < 16 for ks in drawn)
+    assert all(len(set(ks)) == 3 and min(ks) >= 0 and max(ks) < 16 for ks in drawn)
     assert drawn[7] == noise_keys(1, 1, 2, images=3, bank=16)
     assert {k for ks in drawn for k in ks} == set(range(16))
     assert len({tuple(ks) for ks in drawn}) > 150  # another visit, other noises
