@@ -1,8 +1,9 @@
-"""The rollout record: one schema in memory, in parquet files and in checkpoints, and the figures read off a batch of them.
+"""The rollout record: one schema in memory, in parquet files and in checkpoints, and the figures read off a
+batch of them.
 
-A record is everything that is known about one rewrite: texts, token ids, what the three networks said about every token, and the *raw*
-measurements of every picture. Terms, hinges and weights are applied later (`promptist/reward/terms.py`), so a recorded batch can be
-scored again under other weights without painting.
+A record is everything that is known about one rewrite: texts, token ids, what the three networks said about
+every token, and the *raw* measurements of every picture. Terms, hinges and weights are applied later
+(`promptist/reward/terms.py`), so a recorded batch can be scored again under other weights without painting.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ FinishReason = Literal["eos", "length"]
 class Rollout:
     """One prompt and the rewrite the policy of `policy_version` gave it.
 
-    `row` is the global place in the iteration's batch (`0..batch-1`, the same under every number of ranks). The per-token lists have the
-    length of `response_ids`, EOS included; the per-picture lists the length of `ks`, entry i belonging to the noise `ks[i]`.
-    `policy_version` counts finished iterations: 0 is the SFT model. Log-probabilities are in nats.
+    `row` is the global place in the iteration's batch (`0..batch-1`, the same under every number of ranks).
+    The per-token lists have the length of `response_ids`, EOS included; the per-picture lists the length of
+    `ks`, entry i belonging to the noise `ks[i]`. `policy_version` counts finished iterations: 0 is the SFT
+    model. Log-probabilities are in nats.
     """
 
     row: int
@@ -52,22 +54,28 @@ class Rollout:
 
     @property
     def kl(self) -> float:
-        """`sum_t log pi(y_t) - log pi_SFT(y_t)`, nats: the estimate of KL(policy, SFT) of this one rewrite."""
-        return float(np.sum(np.asarray(self.logprobs, np.float64) - np.asarray(self.ref_logprobs, np.float64)))
+        """`sum_t log pi(y_t) - log pi_SFT(y_t)`, nats: the estimate of KL(policy, SFT) of this one
+        rewrite."""
+        return float(
+            np.sum(np.asarray(self.logprobs, np.float64) - np.asarray(self.ref_logprobs, np.float64))
+        )
 
 
 def suffix(x: str, y: str) -> str:
-    """The words of y that x does not have, in order: what the rewrite added (compared without case and commas)."""
+    """The words of y that x does not have, in order: what the rewrite added (compared without case and
+    commas)."""
     known = {word.strip(",.").lower() for word in x.split()}
     words = (word.strip(",.").lower() for word in y.split())
     return " ".join(word for word in words if word and word not in known)
 
 
 def text_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Figures of a batch that need its texts and token counts only; all are means over rollouts or shares of them.
+    """Figures of a batch that need its texts and token counts only; all are means over rollouts or shares of
+    them.
 
-    `kl` is the mean over sequences of the sum over response tokens (nats); `kl_per_token` the mean over all tokens; `distinct` the share
-    of different rewrites; `distinct_suffix` the share of different additions (1 means no two rewrites added the same words).
+    `kl` is the mean over sequences of the sum over response tokens (nats); `kl_per_token` the mean over all
+    tokens; `distinct` the share of different rewrites; `distinct_suffix` the share of different additions (1
+    means no two rewrites added the same words).
     """
     n = len(rollouts)
     lengths = [len(r.response_ids) for r in rollouts]

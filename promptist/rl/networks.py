@@ -1,0 +1,74 @@
+"""The three networks of PPO on a training rank: policy and value under DeepSpeed, and the frozen
+reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from promptist.data.text import load_tokenizer
+from promptist.models.engine import build_engine, consolidated_state_dict, gathered, load_engine, save_engine
+from promptist.models.policy import export_policy, load_policy, load_reference
+from promptist.models.value import load_value
+from promptist.rl.config import PPOJob
+
+
+@dataclass
+class Networks:
+    """All three start from the SFT model in `model.path`; the reference is a copy of its own and never moves.
+
+    `policy` and `value` are DeepSpeed engines with an optimiser and a schedule each, stepped once per epoch.
+    """
+
+    policy: Any
+    value: Any
+    reference: nn.Module
+    tokenizer: Any
+    device: torch.device
+
+    @classmethod
+    def build(cls, job: PPOJob, device: torch.device, accumulation: int) -> Networks:
+        """Load and partition. Collective over the training ranks."""
+        tokenizer = load_tokenizer(job.model.path)
+        steps = job.ppo.iterations * job.ppo.epochs
+        policy = load_policy(job.model, job.run.seed)
+        value = load_value(job.model, job.value, job.run.seed)
+        return cls(
+            policy=build_engine(policy, job.optimizer, job.zero, steps, accumulation),
+            value=build_engine(value, job.value_optimizer or job.optimizer, job.zero, steps, accumulation),
+            reference=load_reference(job.model).to(device),
+            tokenizer=tokenizer,
+            device=device,
+        )
+
+    @contextmanager
+    def decoder(self) -> Iterator[nn.Module]:
+        """The bare policy with whole parameters, in evaluation mode, without gradients. Collective."""
+        with torch.no_grad(), gathered(self.policy) as module:
+            yield module
+
+    def save(self, folder: Path) -> None:
+        """Both engines into a checkpoint folder. Collective."""
+        save_engine(self.policy, folder / "policy")
+        save_engine(self.value, folder / "value")
+
+    def load(self, folder: Path) -> None:
+        """Both engines from a checkpoint folder. Collective."""
+        self.load_policy(folder)
+        load_engine(self.value, folder / "value")
+
+    def load_policy(self, folder: Path) -> None:
+        """The policy engine alone from a checkpoint folder. Collective."""
+        load_engine(self.policy, folder / "policy")
+
+    def export(self, folder: Path) -> None:
+        """The policy as a Hugging Face folder. Collective; the first rank writes."""
+        state = consolidated_state_dict(self.policy)
+        if state is not None:
+            export_policy(self.policy.module, state, self.tokenizer, folder)

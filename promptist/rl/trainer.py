@@ -1,0 +1,139 @@
+"""The PPO training loop of a training rank: `train` is one iteration after the other, read top to bottom.
+
+Sources: Hao et al. 2023, section 2.3 and appendix A; the mathematics stands in `promptist/rl/ppo.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+
+from promptist import rng
+from promptist.cluster.metrics import MetricLog
+from promptist.cluster.preemption import Preemption
+from promptist.cluster.roles import World
+from promptist.cluster.run_folder import RunFolder
+from promptist.reward.client import RewardClient
+from promptist.rl import journal
+from promptist.rl.collect import gather, greatest, total
+from promptist.rl.config import PPOJob
+from promptist.rl.networks import Networks
+from promptist.rl.progress import finish, resume, save
+from promptist.rl.prompts import PromptStream
+from promptist.rl.rollout import (
+    ask_networks,
+    enter_measurements,
+    enter_tokens,
+    requests_of,
+    roll_out,
+    round_up,
+    tensors_of,
+)
+from promptist.rl.update import assign_advantages, update
+from promptist.rl.validation import Validation
+
+log = logging.getLogger(__name__)
+
+
+def train(
+    job: PPOJob,
+    world: World,
+    run: RunFolder,
+    client: RewardClient,
+    device: torch.device,
+    resume_from: Path | None,
+    stop: Preemption,
+) -> bool:
+    """Train until the last iteration or a request to stop; True if the run is finished.
+
+    All training ranks call it. Raises UserError on bad input and on divergence; a failed picture or a silent
+    reward rank raises RewardError.
+    """
+    ppo, leads = job.ppo, world.leads
+    nets = Networks.build(job, device, job.per_rank(world.group_size) // job.zero.micro_batch)
+    eos = int(nets.tokenizer.eos_token_id)
+    prompts = PromptStream(job, nets.tokenizer)
+    validation = Validation(job, nets.tokenizer, world.group_rank, world.group_size)
+    metric_log = MetricLog(run.path, job.logging, world.group_rank)
+    progress = resume(resume_from, nets, metric_log)
+
+    client.begin(progress.step)
+    if progress.step == 0:
+        metrics = validation(nets, client, 0)
+        progress.consider(0, metrics["valid/score"])
+        metric_log.log(0, metrics)
+        log.info("ppo 0/%d | SFT model | valid %.3f", ppo.iterations, metrics["valid/score"])
+
+    for iteration in range(progress.step, ppo.iterations):
+        step, watch = iteration + 1, journal.Stopwatch()
+        client.begin(iteration)
+        kept = job.logging.samples if journal.is_due(step, job.logging.samples_every) else 0
+
+        # Rewrites. The reward ranks paint the first chunk while the next is decoded, and all through the
+        # forward passes.
+        rows, prompt_width = prompts.batch(iteration, world.group_rank, world.group_size)
+        new_tokens = rng.integer(
+            ppo.new_tokens_min, ppo.new_tokens_max, job.run.seed, "new-tokens", iteration
+        )
+        rollouts, tickets = [], []
+        with watch.phase("decode"):
+            for chunk in roll_out(nets, job, iteration, rows, prompt_width, new_tokens):
+                tickets += [client.submit(requests_of(r, "train", keep=r.row < kept)) for r in chunk]
+                rollouts += chunk
+            client.flush()
+
+        # What policy, reference and value network say about every token.
+        with watch.phase("forward"):
+            longest = int(greatest(max(len(r.response_ids) for r in rollouts), device))
+            batch = tensors_of(rollouts, prompt_width, round_up(longest), eos, device)
+            for _ in ask_networks(nets, batch, job.zero.micro_batch):
+                client.poll()
+            enter_tokens(rollouts, batch)
+
+        with watch.phase("wait"):
+            for rollout, asked in zip(rollouts, tickets, strict=True):
+                enter_measurements(rollout, client.collect(asked))
+            painting = client.metrics()
+
+        with watch.phase("update"):
+            scores = [journal.score_of(r, job.reward.terms).score for r in rollouts]
+            learned = assign_advantages(batch, scores, ppo)
+            learned |= update(nets, batch, job.zero.micro_batch, ppo, first_step=iteration * ppo.epochs)
+        progress.step = step
+
+        everyone = gather(rollouts)
+        metrics = {
+            **journal.rollout_metrics(everyone, job.reward.terms, ppo.kl_coef),
+            "entropy": total(float(batch.entropy.sum()), device) / total(batch.tokens, device),
+            **learned,
+            "new_tokens": new_tokens,
+            "visits": prompts.order.epoch(step),
+            **journal.painting_metrics(gather([painting])),
+        }
+        if step == ppo.iterations or journal.is_due(step, ppo.validate_every):
+            with watch.phase("validate"):
+                metrics |= validation(nets, client, step)
+        improved = "valid/score" in metrics and progress.consider(step, metrics["valid/score"])
+
+        if leads and ppo.keep_rollouts:
+            journal.write_all(run.path, step, everyone)
+        if leads and kept:
+            journal.write_samples(run.path, step, [r for r in everyone if r.row < kept], job.reward.terms)
+        metrics |= watch.metrics(metrics["images"], painting["reward/waited_s"])
+        metrics["time/eta_s"] = progress.pace(metrics["time/iteration"]) * (ppo.iterations - step)
+        metric_log.log(step, metrics)
+        log.info("%s", journal.line(step, ppo.iterations, metrics))
+
+        stopping = stop.agreed(lambda flag: int(greatest(flag, device)))
+        if improved or stopping or step == ppo.iterations or journal.is_due(step, job.checkpoint.every):
+            save(nets, run, world, progress, job.checkpoint.keep_last)
+        if stopping and step < ppo.iterations:
+            log.info("stopped by a signal after iteration %d; the same command goes on from there", step)
+            metric_log.close()
+            return False
+
+    metric_log.close()
+    finish(nets, job, run, world, progress)
+    return True
