@@ -71,12 +71,13 @@ def test_rows_of_a_source_follow_each_other_across_batches() -> None:
 
 
 def test_epochs_seeds_and_purposes_differ() -> None:
-    def first(seed: int, purpose: str, iteration: int) -> list[int]:
-        rows: list[int] = Order([1000], 1000, seed, purpose=purpose).rows(iteration).tolist()
-        return rows
+    """In batches of one, whose own mixing would otherwise hide a repeated walk."""
 
-    orders = [first(0, "ppo", 0), first(0, "ppo", 1), first(1, "ppo", 0), first(0, "sft", 0)]
-    assert len({tuple(o) for o in orders}) == 4
+    def walk(seed: int, purpose: str, epoch: int) -> tuple[int, ...]:
+        order = Order([20], 1, seed, purpose=purpose)
+        return tuple(int(order.rows(epoch * 20 + i)[0]) for i in range(20))
+
+    assert len({walk(0, "ppo", 0), walk(0, "ppo", 1), walk(1, "ppo", 0), walk(0, "sft", 0)}) == 4
 
 
 def test_sources_are_mixed_within_a_batch() -> None:
