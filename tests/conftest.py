@@ -1,4 +1,5 @@
-"""Fixtures for every room's tests: several ranks by mpirun, the folder of real test data, a tiny tokenizer."""
+"""Fixtures for every room's tests: several ranks by mpirun, the folder of real test data, a tiny
+tokenizer."""
 
 from __future__ import annotations
 
@@ -64,10 +65,11 @@ def run_command(command: Sequence[str], timeout_s: float, env: dict[str, str] | 
 
 @pytest.fixture(scope="session")
 def mpirun(tmp_path_factory: pytest.TempPathFactory) -> Mpirun:
-    """`mpirun(n, code_or_module, args=(), timeout_s=120, env=None) -> Finished`: n ranks under `python -m mpi4py`.
+    """`mpirun(n, code_or_module, args=(), timeout_s=120, env=None) -> Finished`: n ranks under `python -m
+    mpi4py`.
 
-    `code_or_module` is a module name (`jobs.ppo`) or Python source (anything with a newline or a blank in it).
-    Skips where this environment has no mpirun.
+    `code_or_module` is a module name (`jobs.ppo`) or Python source (anything with a newline or a blank in
+    it). Skips where this environment has no mpirun.
     """
     launcher = Path(sys.executable).parent / "mpirun"
     if not launcher.exists():
