@@ -15,6 +15,7 @@ ORACLE_STAMPS := $(ORACLES:%=$(VENV)/oracles/%/.installed)
 # Two ranks on two cores: more threads per rank only fight each other. Tokenizers are used before and after forks.
 export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
+export PROMPTIST_ORACLES := $(abspath $(VENV)/oracles)
 
 .PHONY: help install demo test check oracles
 .DELETE_ON_ERROR:
