@@ -179,7 +179,7 @@ def test_fingerprint_is_of_the_generator_alone(
 def test_preprocessing_equals_open_clips(model: RewardModel, side: int, target: int) -> None:
     """Against open_clip's PIL transform, in grey levels.
 
-    PIL rounds to 8 bits after each of its two passes, hence one level; on white noise the first pass also clips.
+    PIL rounds to 8 bits after each of its two passes, hence one level; on white noise the first also clips.
     """
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
