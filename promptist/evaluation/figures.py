@@ -132,7 +132,8 @@ def save_grid(out: Path, columns: Sequence[str], rows: Sequence[Sequence[Cell]],
 
 
 def _caption(cell: Cell) -> list[str]:
-    lines = textwrap.wrap(cell.text, 30)
+    text = "".join(c if c.isprintable() else " " for c in cell.text)  # a byte-level model can write anything
+    lines = textwrap.wrap(text, 30)
     if len(lines) > 4:
         lines = [*lines[:3], lines[3][:27] + " …"]
     return [*lines, cell.score] if cell.score else lines

@@ -194,8 +194,9 @@ def paired_interval_bootstrap(
     n = len(differences)
     if n < 2:
         return Interval(float("nan"), float("nan"))
-    if np.ptp(differences) == 0:
-        return Interval(float(differences[0]), float(differences[0]))
+    if np.ptp(differences) <= 1e-12 * np.max(np.abs(differences)):  # the rest is rounding
+        mean = float(np.mean(differences))
+        return Interval(mean, mean)
     with warnings.catch_warnings():
         # scipy warns where BCa is undefined and answers NaN, which `Difference.sure` reads as "not sure".
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)

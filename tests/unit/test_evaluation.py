@@ -1,4 +1,4 @@
-"""The evaluation's work: what is painted, with which noise, what is done again after an interruption, and by whom."""
+"""The evaluation's work: what is painted, with which noise, what is done again after a kill, and by whom."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ from promptist.evaluation.store import Store
 from promptist.reward.messages import ImageRequest, Measurement
 
 ALONE = World(0, 1, "train", 0, 1, 0, roles=("train",), hosts=("here",), nodes=(0,))
-PROMPTS = [EvalPrompt(f"a red boat {i}", "in" if i < 5 else "out", "art" if i < 5 else None) for i in range(9)]
+PROMPTS = [
+    EvalPrompt(f"a red boat {i}", "in" if i < 5 else "out", "art" if i < 5 else None) for i in range(9)
+]
 
 
 class Cut(Exception):
@@ -33,7 +35,7 @@ class Cut(Exception):
 
 @dataclass
 class FakePainter:
-    """Numbers that depend on the request alone; counts what it paints, and is killed after `limit` batches."""
+    """Numbers that depend on the request alone; keeps what it paints, is killed after `limit` batches."""
 
     folder: Path
     limit: int = 10**9
@@ -96,7 +98,9 @@ def test_the_table(plan: Plan, tmp_path: Path) -> None:
     assert rows is not None
     assert rows == read_table(tmp_path / "e" / TABLE)
     assert Counter(r.method for r in rows) == {"user": 27, "human": 15, "sft": 27, "ppo": 27}
-    assert {r.rewrite for r in rows if r.method == "ppo" and r.prompt.endswith("4")} == {"a red boat 4, golden hour"}
+    assert {r.rewrite for r in rows if r.method == "ppo" and r.prompt.endswith("4")} == {
+        "a red boat 4, golden hour"
+    }
     assert {r.set for r in rows if r.method == "human"} == {"in"}
     assert all((r.picture is not None) == (r.k < 1) for r in rows)
     assert all(len(batch) <= plan.batch for batch in painter.batches)
@@ -108,7 +112,10 @@ def test_every_method_shares_noise_and_is_compared_with_the_users_prompt(plan: P
     assert {r.source for r in painter.painted} == sources
     assert {r.namespace for r in painter.painted} == {"eval"}
     for x in sources:
-        keys = {y: sorted(r.k for r in painter.painted if (r.source, r.prompt) == (x, y)) for y in (x, f"{x}, golden hour")}
+        keys = {
+            y: sorted(r.k for r in painter.painted if (r.source, r.prompt) == (x, y))
+            for y in (x, f"{x}, golden hour")
+        }
         assert keys[x] == [0, 1, 2]
         assert keys[f"{x}, golden hour"] in ([0, 1, 2], [])  # [] where the model left the prompt alone
 
@@ -150,7 +157,9 @@ def test_changes_do_only_what_is_new(plan: Plan, tmp_path: Path) -> None:
     (tmp_path / "ppo" / "config.json").write_text("pixel art")  # trained again
     rows, painter, rewriter = run(more, folder)
     assert {name for name, _ in rewriter.asked} == {"ppo"}
-    assert {r.prompt for r in painter.painted} == {f"{p.x}, pixel art" for p in PROMPTS if not p.x.endswith("3")}
+    assert {r.prompt for r in painter.painted} == {
+        f"{p.x}, pixel art" for p in PROMPTS if not p.x.endswith("3")
+    }
     assert rows is not None and any("pixel art" in r.rewrite for r in rows)
 
     next((folder / "images").glob("*.png")).unlink()
@@ -214,7 +223,7 @@ def test_store_keeps_what_ranks_wrote(tmp_path: Path) -> None:
     assert again.images == {("p", "y", "x", 2): Measurement(0.1, 5.0, {"pick": 1.5}, None)}
 
 
-# ------------------------------------------------------------------------------------------------- bad input
+# ---- bad input
 
 
 @pytest.mark.parametrize(
@@ -238,9 +247,15 @@ def test_bad_prompt_files(tmp_path: Path, text: str, words: str) -> None:
 
 def test_prompt_file(tmp_path: Path) -> None:
     path = tmp_path / "eval.jsonl"
-    lines = [{"prompt": " a boat\u2028", "set": "in", "human": "a boat, art "}, {"prompt": "cat", "set": "label"}]
+    lines = [
+        {"prompt": " a boat\u2028", "set": "in", "human": "a boat, art "},
+        {"prompt": "cat", "set": "label"},
+    ]
     path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-    assert load_eval_prompts(path) == [EvalPrompt("a boat", "in", "a boat, art"), EvalPrompt("cat", "label", None)]
+    assert load_eval_prompts(path) == [
+        EvalPrompt("a boat", "in", "a boat, art"),
+        EvalPrompt("cat", "label", None),
+    ]
 
 
 USER = MethodConfig("user", "user")
@@ -285,16 +300,20 @@ def test_demo_config_loads() -> None:
     path = Path(__file__).parents[2] / "configs" / "demo" / "eval.yaml"
     job = load(EvalJob, path, ["images=5"])
     assert [m.name for m in job.methods] == ["user", "human", "sft", "ppo"]
-    for override, words in (("images=0", "at least 1"), ("pictures=9", "keep at least 1"), ("imags=3", "did you mean")):
+    for override, words in (
+        ("images=0", "at least 1"),
+        ("pictures=9", "keep at least 1"),
+        ("imags=3", "did you mean"),
+    ):
         with pytest.raises(UserError, match=words):
             load(EvalJob, path, [override])
 
 
-# ------------------------------------------------------------------------------------------------- the whole job
+# ---- the whole job
 
 
 def test_the_job_end_to_end(tmp_path: Path, tiny_tokenizer_folder: Path, helpers: Callable[..., Any]) -> None:
-    """Random GPT-2 and random Stable Diffusion, CLIP and head: every real loader, the real decoder, the real report."""
+    """GPT-2, Stable Diffusion, CLIP and head with random weights: real loaders, decoder and report."""
     from jobs.evaluate import main
 
     config = helpers(tmp_path, tiny_tokenizer_folder)

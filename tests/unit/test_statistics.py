@@ -1,4 +1,4 @@
-"""Evaluation statistics against scipy's paired test, a BCa bootstrap written out by hand, and sums done on paper."""
+"""Evaluation statistics against scipy's paired test, a BCa bootstrap written by hand, sums done on paper."""
 
 from __future__ import annotations
 
@@ -74,13 +74,23 @@ def bca_by_hand(x: np.ndarray, resamples: int, seed: int) -> tuple[float, float]
 
 def test_bootstrap_is_bca_of_the_mean() -> None:
     x = np.random.default_rng(3).exponential(1.0, 40)  # skewed: BCa and percentile intervals differ clearly
-    low, high = bca_by_hand(x, 20_000, seed=1)
-    found = paired_interval_bootstrap(x, seed=5)
-    error = x.std() / math.sqrt(len(x))
-    assert found.low == pytest.approx(low, abs=0.08 * error)
-    assert found.high == pytest.approx(high, abs=0.08 * error)
-    assert found == paired_interval_bootstrap(x, seed=5)
-    assert found != paired_interval_bootstrap(x, seed=6)
+    low, high = bca_by_hand(x, 50_000, seed=1)
+    found = paired_interval_bootstrap(x, seed=5, resamples=50_000)
+    tolerance = (
+        0.1 * x.std() / math.sqrt(len(x))
+    )  # of the standard error: what 50,000 resamples leave to chance
+    assert found.low == pytest.approx(low, abs=tolerance)
+    assert found.high == pytest.approx(high, abs=tolerance)
+    plain = stats.bootstrap(
+        (x,), np.mean, n_resamples=50_000, method="percentile", rng=np.random.default_rng(1)
+    )
+    assert abs(plain.confidence_interval.high - high) > 2 * tolerance  # the test would notice another method
+
+
+def test_bootstrap_is_seeded() -> None:
+    x = np.random.default_rng(3).exponential(1.0, 40)
+    assert paired_interval_bootstrap(x, seed=5) == paired_interval_bootstrap(x, seed=5)
+    assert paired_interval_bootstrap(x, seed=5) != paired_interval_bootstrap(x, seed=6)
 
 
 def test_reward_on_paper() -> None:
@@ -103,7 +113,10 @@ def test_reward_is_the_training_reward() -> None:
         own = [r for r in rows if (r.method, r.prompt) == (score.method, score.prompt)]
         plain = [r for r in rows if (r.method, r.prompt) == ("user", score.prompt)]
         expected = combine(
-            [r.cosine for r in own], [r.aesthetic for r in own], [r.aesthetic for r in plain], TermsConfig(SLOPE, OFFSET)
+            [r.cosine for r in own],
+            [r.aesthetic for r in own],
+            [r.aesthetic for r in plain],
+            TermsConfig(SLOPE, OFFSET),
         )
         assert score.values["reward"] == pytest.approx(expected.score, abs=1e-12)
         assert score.values["relevance"] == pytest.approx(expected.relevance, abs=1e-12)
@@ -131,7 +144,7 @@ def test_differences_are_paired_by_prompt(metric: str, name: str, pair: tuple[st
 
 
 def test_what_is_sure() -> None:
-    results = analyse(make_rows(), SLOPE, OFFSET)
+    results = analyse(make_rows(seed=1), SLOPE, OFFSET)
     gain = results.difference("ppo", "sft", "reward", ALL)
     nothing = results.difference("sft", "user", "aesthetic", ALL)
     assert gain is not None and gain.sure and gain.mean > 0
@@ -169,7 +182,10 @@ def test_equal_differences_have_an_interval_without_width() -> None:
     [
         (lambda rows: [*rows, rows[0]], "there twice"),
         (lambda rows: rows[1:], "no image 0 of the plain prompt"),
-        (lambda rows: [*rows[:-1], Row("thing 23", "in", "ppo", 2, "y", math.nan, 5.0, None)], "no finite score"),
+        (
+            lambda rows: [*rows[:-1], Row("thing 23", "in", "ppo", 2, "y", math.nan, 5.0, None)],
+            "no finite score",
+        ),
     ],
 )
 def test_broken_tables_are_refused(change, words: str) -> None:  # type: ignore[no-untyped-def]
