@@ -29,7 +29,7 @@ META = "evaluation.json"
 """Beside the table: what its reader must know, written by jobs.evaluate."""
 
 # Plots by run: title, and the lines as key in metrics.jsonl -> name in the legend.
-_SFT_CURVES = [("loss (nats per token)", {"loss": "train", "valid_loss": "validation"})]
+_SFT_CURVES = [("loss (nats per token)", {"loss": "train", "valid/loss": "validation"})]
 _PPO_CURVES = [
     ("reward", {"score": "score", "reward": "with the KL penalty"}),
     ("aesthetic gain", {"aesthetic": ""}),

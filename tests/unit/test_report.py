@@ -86,7 +86,7 @@ def write_runs(folder: Path) -> dict[str, str]:
             }
             record |= {"relevance": -0.1, "kl": 0.01 * step, "length": 12.0}
             if step % 10 == 0:
-                record |= {"valid_loss": 2 / step, "valid/score": 0.2}
+                record |= {"valid/loss": 2 / step, "valid/score": 0.2}
             lines.append(json.dumps(record) + "\n")
         (folder / name / "metrics.jsonl").write_text("".join(lines))
         runs[name] = str(folder / name)
@@ -129,6 +129,7 @@ def test_curves_follow_the_theme(tmp_path: Path) -> None:
     make_evaluation(tmp_path / "e")
     text = build_report(tmp_path / "e", write_runs(tmp_path)).read_text("utf-8")
     assert text.count("<svg") == 7
+    assert ">validation<" in re.sub(r"\s", "", text) and ">train<" in re.sub(r"\s", "", text)
     assert "currentColor" in text and "#010203" not in text
     ids = re.findall(r'<(?:g|path|clipPath|rect) id="([^"]+)"', text)
     referenced = set(re.findall(r'url\(#([^)]+)\)|href="#(p|m)[0-9a-f]+"', text))
