@@ -53,14 +53,9 @@ def train(job: PPOJob, world: World, run: RunFolder, stop: preemption.Preemption
     """A training rank; one that is alone has the reward model in its own process."""
     device = init_training(world)
     # DeepSpeed looks for its accelerator, which init_training has chosen, when it is first imported.
-    from promptist.reward.service import connect
     from promptist.rl import trainer
-    from promptist.rl.progress import newest
 
-    resume_from = newest(run, world)
-    client = connect(world, job.reward, run.path)
-    trainer.train(job, world, run, client, device, resume_from, stop)
-    client.close()
+    trainer.train(job, world, run, stop, device)
 
 
 def serve_rewards(job: PPOJob, world: World, run: RunFolder) -> None:

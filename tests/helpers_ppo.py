@@ -10,7 +10,9 @@ import yaml
 
 from tests.helpers_reward import make_tiny_reward
 
-WORDS = "red blue green boat house tree cat ball on under near the sea sky hill oil painting detailed".split()
+COLOURS = ["red", "blue", "green"]
+THINGS = ["boat", "house", "tree", "cat", "ball"]
+TEXT = "red blue green boat house tree cat ball on under near the sea sky hill oil painting Rephrase:"
 
 
 def make_tiny_policy(folder: str | Path) -> Path:
@@ -28,7 +30,7 @@ def make_tiny_policy(folder: str | Path) -> Path:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([" ".join(WORDS) + " Rephrase:"] * 4, trainer)
+    tokenizer.train_from_iterator([TEXT] * 4, trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
@@ -42,9 +44,12 @@ def make_tiny_policy(folder: str | Path) -> Path:
 
 
 def make_tiny_job(folder: Path, **sections: dict[str, Any]) -> Path:
-    """Write models, prompts and `ppo.yaml` below `folder`; `sections` update the config. Runs go to `folder/runs`."""
+    """Write models, prompts and `ppo.yaml` below `folder`; `sections` update the config.
+
+    Runs go to `folder/runs`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    prompts = [f"{colour} {thing}" for colour in WORDS[:3] for thing in WORDS[3:8]]
+    prompts = [f"{colour} {thing}" for colour in COLOURS for thing in THINGS]
     (folder / "train.txt").write_text("".join(f"a {x} near the sea\n" for x in prompts), encoding="utf-8")
     valid = [f"the {x} on a hill" for x in prompts[:5]]
     # A repeated validation prompt: it must count once.

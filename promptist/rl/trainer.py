@@ -6,7 +6,6 @@ Sources: Hao et al. 2023, section 2.3 and appendix A; the mathematics stands in 
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import torch
 
@@ -15,12 +14,13 @@ from promptist.cluster.metrics import MetricLog
 from promptist.cluster.preemption import Preemption
 from promptist.cluster.roles import World
 from promptist.cluster.run_folder import RunFolder
-from promptist.reward.client import RewardClient
+from promptist.data.text import load_tokenizer
+from promptist.reward.service import connect
 from promptist.rl import journal
 from promptist.rl.collect import gather, greatest, total
 from promptist.rl.config import PPOJob
 from promptist.rl.networks import Networks
-from promptist.rl.progress import finish, resume, save
+from promptist.rl.progress import finish, newest, resume, save
 from promptist.rl.prompts import PromptStream
 from promptist.rl.rollout import (
     ask_networks,
@@ -37,25 +37,20 @@ from promptist.rl.validation import Validation
 log = logging.getLogger(__name__)
 
 
-def train(
-    job: PPOJob,
-    world: World,
-    run: RunFolder,
-    client: RewardClient,
-    device: torch.device,
-    resume_from: Path | None,
-    stop: Preemption,
-) -> bool:
+def train(job: PPOJob, world: World, run: RunFolder, stop: Preemption, device: torch.device) -> bool:
     """Train until the last iteration or a request to stop; True if the run is finished.
 
-    All training ranks call it. Raises UserError on bad input and on divergence; a failed picture or a silent
-    reward rank raises RewardError.
+    All training ranks call it, with torch.distributed up; it resumes from the newest complete checkpoint.
+    Raises UserError on bad input and on divergence, RewardError for a failed picture or a silent reward rank.
     """
     ppo, leads = job.ppo, world.leads
-    nets = Networks.build(job, device, job.per_rank(world.group_size) // job.zero.micro_batch)
-    eos = int(nets.tokenizer.eos_token_id)
-    prompts = PromptStream(job, nets.tokenizer)
-    validation = Validation(job, nets.tokenizer, world.group_rank, world.group_size)
+    resume_from = newest(run, world)
+    tokenizer = load_tokenizer(job.model.path)
+    eos = int(tokenizer.eos_token_id)
+    prompts = PromptStream(job, tokenizer)
+    validation = Validation(job, tokenizer, world.group_rank, world.group_size)
+    client = connect(world, job.reward, run.path)
+    nets = Networks.build(job, tokenizer, device, job.per_rank(world.group_size) // job.zero.micro_batch)
     metric_log = MetricLog(run.path, job.logging, world.group_rank)
     progress = resume(resume_from, nets, metric_log)
 
@@ -131,9 +126,11 @@ def train(
             save(nets, run, world, progress, job.checkpoint.keep_last)
         if stopping and step < ppo.iterations:
             log.info("stopped by a signal after iteration %d; the same command goes on from there", step)
-            metric_log.close()
-            return False
+            break
 
+    client.close()
     metric_log.close()
+    if progress.step < ppo.iterations:
+        return False
     finish(nets, job, run, world, progress)
     return True
