@@ -34,8 +34,8 @@ nav { display: flex; flex-wrap: wrap; gap: 0 1.1rem; margin: .3rem 0 1rem; }
 .summary li { margin: .45rem 0; }
 .summary ul { padding-left: 1.1rem; }
 .scroll { overflow-x: auto; border: 1px solid var(--rule); border-radius: .6rem; background: var(--card); }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .9rem; }
-th, td { padding: .42rem .7rem; text-align: right; white-space: nowrap; border-top: 1px solid var(--rule); }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .88rem; }
+th, td { padding: .42rem .5rem; text-align: right; white-space: nowrap; border-top: 1px solid var(--rule); }
 thead th { border-top: 0; font-size: .82rem; color: var(--soft); font-weight: 600; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--card); }
 tbody th { font-weight: 400; }
@@ -58,6 +58,7 @@ figure img { width: 100%; aspect-ratio: 1; object-fit: cover; border-radius: .45
 figcaption { font-size: .74rem; color: var(--soft); font-variant-numeric: tabular-nums; }
 figcaption span { display: inline-block; white-space: nowrap; margin-right: .35rem; }
 .none { color: var(--soft); font-size: .86rem; border: 1px dashed var(--rule); border-radius: .45rem; padding: 1.2rem .8rem; }
+#training h3 { margin: 1rem 0 .5rem; }
 .curves { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(19rem, 100%), 1fr)); }
 .curves svg { width: 100%; height: auto; background: var(--card); border: 1px solid var(--rule); border-radius: .6rem; }
 .swipe { display: none; }
