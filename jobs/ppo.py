@@ -46,6 +46,8 @@ def main(argv: list[str]) -> int:
         train(job, world, run, stop)
     else:
         serve_rewards(job, world, run)
+    # Whoever is early waits here: MPI's own wait, at the end of the process, would burn its core.
+    world.barrier_all()
     return 0
 
 
