@@ -2,13 +2,14 @@
 
     python benchmarks/decoding.py [--model small|gpt2] [--oracle FOLDER]
 
-32 prompts, 8 beams in 8 groups, 32 new tokens, one thread, float32. `bare` is transformers' own GPT-2 with its own
-DynamicCache on as many rows, one token at a time, with one logsumexp and one topk per step and no search. EOS is left
-out of reach, so that every method runs all its steps. Times are the CPU seconds of the process (best of several runs,
-taken in turns), which other programs on the machine disturb less than the clock.
+32 prompts, 8 beams in 8 groups, 32 new tokens, one thread, float32. `bare` is transformers' own GPT-2 with
+its own DynamicCache on as many rows, one token at a time, with one logsumexp and one topk per step and no
+search. EOS is left out of reach, so that every method runs all its steps. Times are the CPU seconds of the
+process (best of several runs, taken in turns), which other programs on the machine disturb less than the
+clock.
 
-`--oracle` names the folder of transformers 4.56.2 (`.venv/oracles/transformers-4.56.2`); its group beam search then runs
-in a process of its own.
+`--oracle` names the folder of transformers 4.56.2 (`.venv/oracles/transformers-4.56.2`); its group beam
+search then runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ def make_prompts(name: str) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def bare(model, input_ids: Tensor, mask: Tensor) -> None:  # type: ignore[no-untyped-def]
-    """The model's own steps: prompts read once, the cache repeated per beam, then one token per row at a time."""
+    """The model's own steps: prompts read once, the cache repeated per beam, then one token per row at a
+    time."""
     from transformers import DynamicCache
 
     cache = DynamicCache(config=model.config)
@@ -118,7 +120,10 @@ def main() -> None:
             for run, taken in times.items():
                 taken.append(seconds(lambda: run(model, input_ids, mask)))  # noqa: B023
         least, own = (min(taken[1:]) for taken in times.values())
-        print(f"{name}: bare {least:.2f} s, diverse beam search {own:.2f} s, ratio {own / least:.2f}", flush=True)
+        print(
+            f"{name}: bare {least:.2f} s, diverse beam search {own:.2f} s, ratio {own / least:.2f}",
+            flush=True,
+        )
         if arguments.oracle:
             command = [sys.executable, __file__, "--as-oracle", "--model", name]
             path = os.pathsep.join([arguments.oracle, os.environ.get("PYTHONPATH", "")])

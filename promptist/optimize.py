@@ -1,8 +1,8 @@
 """Rewrite prompts with a trained model: what `promptist optimize`, a Python user and the evaluation call.
 
 Decoding is that of the authors' demo: beam search, 8 beams, length penalty -1.0 (their score divides by
-length ** -1, so it favours short rewrites), at most 75 new tokens. A model folder may say otherwise in `promptist.json`:
-`{"decoding": {...}, "max_new_tokens": 40}`.
+length ** -1, so it favours short rewrites), at most 75 new tokens. A model folder may say otherwise in
+`promptist.json`: `{"decoding": {...}, "max_new_tokens": 40}`.
 """
 
 from __future__ import annotations
@@ -36,13 +36,16 @@ class RewriteSettings:
 
     def __post_init__(self) -> None:
         if self.decoding.method == "sample":
-            raise UserError("a rewrite must not depend on chance: use method beam, diverse_beam or greedy, not sample")
+            raise UserError(
+                "a rewrite must not depend on chance: use method beam, diverse_beam or greedy, not sample"
+            )
         if self.max_new_tokens < 1:
             raise UserError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
 
     @classmethod
     def of_folder(cls, folder: Path) -> RewriteSettings:
-        """Those of a model folder, the demo's where it has no `promptist.json`. Raises UserError on a broken file."""
+        """Those of a model folder, the demo's where it has no `promptist.json`. Raises UserError on a
+        broken file."""
         path = folder / SETTINGS
         if not path.is_file():
             return cls()
@@ -61,8 +64,11 @@ class RewriteSettings:
 class Promptist:
     """A prompt optimiser: `Promptist.from_pretrained(folder)("a red boat")` returns the rewritten prompt."""
 
-    def __init__(self, model: Any, tokenizer: Any, settings: RewriteSettings | None = None, batch: int = BATCH) -> None:
-        """`model`: a Hugging Face causal LM, in evaluation mode on its device; `batch`: prompts decoded together."""
+    def __init__(
+        self, model: Any, tokenizer: Any, settings: RewriteSettings | None = None, batch: int = BATCH
+    ) -> None:
+        """`model`: a Hugging Face causal LM, in evaluation mode on its device; `batch`: prompts decoded
+        together."""
         self.model, self.tokenizer = model, tokenizer
         self.settings = settings or RewriteSettings()
         self.batch = batch
@@ -78,9 +84,9 @@ class Promptist:
     ) -> Promptist:
         """Load an exported folder (or a Hugging Face hub name).
 
-        `device`: by default the GPU if there is one. `settings` replace those of the folder's `promptist.json`. Only with
-        float32 on a CPU does a text get the same rewrite whatever the other texts of the call. Raises UserError if the
-        folder is missing or incomplete.
+        `device`: by default the GPU if there is one. `settings` replace those of the folder's
+        `promptist.json`. Only with float32 on a CPU does a text get the same rewrite whatever the other
+        texts of the call. Raises UserError if the folder is missing or incomplete.
         """
         import torch
 
@@ -91,30 +97,42 @@ class Promptist:
         target = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
             model = model.to(target)
-        except (RuntimeError, AssertionError) as error:  # what torch raises for no GPU, a wrong number, a wrong name
-            raise UserError(f"the model cannot be put on device {target!r} ({str(error).splitlines()[0]}); use cpu") from error
+        except (
+            RuntimeError,
+            AssertionError,
+        ) as error:  # what torch raises for no GPU, a wrong number, a wrong name
+            raise UserError(
+                f"the model cannot be put on device {target!r} ({str(error).splitlines()[0]}); use cpu"
+            ) from error
         return cls(model, tokenizer, settings or RewriteSettings.of_folder(Path(folder)), batch)
 
     @overload
     def __call__(self, prompt: str) -> str: ...
 
     @overload
-    def __call__(self, prompt: Sequence[str]) -> list[str]: ...
+    def __call__(self, prompt: list[str]) -> list[str]: ...
 
-    def __call__(self, prompt: str | Sequence[str]) -> str | list[str]:
+    def __call__(self, prompt: str | list[str]) -> str | list[str]:
         """The better prompt of each prompt. Where the model writes nothing, that is the prompt itself.
 
         Raises UserError on an empty prompt and on one too long for the model's positions.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = [prompt] if isinstance(prompt, str) else prompt
         rewrites = [effective_prompt(x, y) for x, y in zip(prompts, self.rewrites(prompts), strict=True)]
         return rewrites[0] if isinstance(prompt, str) else rewrites
 
     def rewrites(self, prompts: Sequence[str], progress: Callable[[int], object] | None = None) -> list[str]:
-        """What the model writes for each prompt, "" where it writes nothing; `progress(n)` after every n more prompts."""
+        """What the model writes for each prompt, "" where it writes nothing; `progress(n)` after every n
+        more prompts."""
         settings = self.settings
         return rewrite_all(
-            self.model, self.tokenizer, prompts, settings.decoding, settings.max_new_tokens, self.batch, progress
+            self.model,
+            self.tokenizer,
+            prompts,
+            settings.decoding,
+            settings.max_new_tokens,
+            self.batch,
+            progress,
         )
 
 
@@ -129,8 +147,9 @@ def rewrite_all(
 ) -> list[str]:
     """The first rewrite of each prompt by `decoding` (not `sample`), "" where the model writes nothing.
 
-    A prompt's padded length comes from its own length, and every batch has `batch` rows: in float32 on a CPU a rewrite
-    depends on its prompt alone, bit for bit. `progress(n)` is called after every n more prompts.
+    A prompt's padded length comes from its own length, and every batch has `batch` rows: in float32 on a
+    CPU a rewrite depends on its prompt alone, bit for bit. `progress(n)` is called after every n more
+    prompts.
     """
     encoded = [_encode(model, tokenizer, x, max_new_tokens) for x in prompts]
     by_length: dict[int, list[int]] = {}
@@ -146,7 +165,9 @@ def rewrite_all(
             found = decode(
                 model, input_ids.to(device), mask.to(device), max_new_tokens, decoding, eos, eos, num_return=1
             )
-            for place, sequence, end in zip(chunk, found.sequences[:, 0].tolist(), found.lengths[:, 0].tolist(), strict=False):
+            for place, sequence, end in zip(
+                chunk, found.sequences[:, 0].tolist(), found.lengths[:, 0].tolist(), strict=False
+            ):
                 rewrites[place] = decode_response(tokenizer, sequence[:end])
             if progress:
                 progress(len(chunk))

@@ -1,11 +1,12 @@
 """Beam search and diverse beam search, batched over prompts.
 
-Diverse beam search: Vijayakumar et al. 2016 (arXiv 1610.02424), algorithm 1, with the Hamming diversity term and the
-semantics of transformers 4.56.2 `_group_beam_search`. Where it departs from the paper, so does this:
+Diverse beam search: Vijayakumar et al. 2016 (arXiv 1610.02424), algorithm 1, with the Hamming diversity
+term and the semantics of transformers 4.56.2 `_group_beam_search`. Where it departs from the paper, so does
+this:
 
 - the diversity penalty stays in the running score, and so in the final one;
-- a group that is done emits pad for the rest of the search, and that pad counts as a chosen token: where pad is EOS, every
-  finished group pushes the later ones away from EOS.
+- a group that is done emits pad for the rest of the search, and that pad counts as a chosen token: where
+  pad is EOS, every finished group pushes the later ones away from EOS.
 
 One group is plain beam search as in transformers' `_beam_search`. The two differ in one point, `_best_open`.
 """
@@ -28,8 +29,8 @@ NEVER = -1e9  # running score of the copies of a group's first beam before they 
 class Choice(NamedTuple):
     """What one group, or all of them, chose at one step; S beams per group, 2 S candidates, best first.
 
-    `scores`, `tokens`, `parents` (the beam in the group a candidate continues): `[..., 2 S]`. `order [..., S]` are the
-    places of the S best candidates that are not EOS.
+    `scores`, `tokens`, `parents` (the beam in the group a candidate continues): `[..., 2 S]`. `order [...,
+    S]` are the places of the S best candidates that are not EOS.
     """
 
     scores: Tensor
@@ -38,8 +39,11 @@ class Choice(NamedTuple):
     order: Tensor
 
 
-def beam_search(steps: Steps, config: DecodingConfig, width: int, eos_id: int, pad_id: int, count: int) -> Hypotheses:
-    """The best `count` of the responses of `config.beams` beams: `[B, 1, count]`, up to `width` tokens long."""
+def beam_search(
+    steps: Steps, config: DecodingConfig, width: int, eos_id: int, pad_id: int, count: int
+) -> Hypotheses:
+    """The best `count` of the responses of `config.beams` beams: `[B, 1, count]`, up to `width` tokens
+    long."""
     logprobs = steps.start()
     prompts, device = len(logprobs), logprobs.device
     groups, size = config.groups, config.group_size
@@ -77,7 +81,9 @@ def beam_search(steps: Steps, config: DecodingConfig, width: int, eos_id: int, p
             steps.reorder((first_row + parents).flatten())
         logprobs = steps.advance(history[..., step].flatten())
 
-    open_scores = (scores.double() / float(width**config.length_penalty)).masked_fill(done.unsqueeze(-1), -torch.inf)
+    open_scores = (scores.double() / float(width**config.length_penalty)).masked_fill(
+        done.unsqueeze(-1), -torch.inf
+    )
     found.add(open_scores, history, length=width, ended=False)
     return found.best(count)
 
@@ -85,13 +91,15 @@ def beam_search(steps: Steps, config: DecodingConfig, width: int, eos_id: int, p
 def choose(
     logprobs: Tensor, scores: Tensor, done: Tensor, config: DecodingConfig, eos_id: int, pad_id: int
 ) -> Choice:
-    """The candidates of every group, one group after the other, each penalised by the tokens of the earlier ones.
+    """The candidates of every group, one group after the other, each penalised by the tokens of the earlier
+    ones.
 
-    Args: `logprobs [B * beams, V]`, or `[B, V]` if all beams of a prompt share them; `scores [B, G, S]` of the open beams;
-    `done [B, G]`. Returns a Choice of all groups, `[B, G, 2 S]`.
+    Args: `logprobs [B * beams, V]`, or `[B, V]` if all beams of a prompt share them; `scores [B, G, S]` of
+    the open beams; `done [B, G]`. Returns a Choice of all groups, `[B, G, 2 S]`.
 
-    A penalty only lowers tokens that earlier groups chose, at most (G - 1) S of them. The 2 S best of a beam after the
-    penalty are thus among its (G + 1) S best before it, and the vocabulary is read only once for all groups.
+    A penalty only lowers tokens that earlier groups chose, at most (G - 1) S of them. The 2 S best of a
+    beam after the penalty are thus among its (G + 1) S best before it, and the vocabulary is read only once
+    for all groups.
     """
     prompts, groups, size = scores.shape
     wide = min((groups + 1) * size, logprobs.shape[-1])
@@ -117,8 +125,8 @@ def choose(
 def _best_open(choice: Choice, scores: Tensor, groups: int) -> Tensor:
     """The score `[B, G]` a group can still hope to build on.
 
-    Group search takes the best candidate even if it is the EOS that has just been recorded, plain beam search the best
-    beam that goes on: so do the two functions of transformers 4.56.2.
+    Group search takes the best candidate even if it is the EOS that has just been recorded, plain beam
+    search the best beam that goes on: so do the two functions of transformers 4.56.2.
     """
     return choice.scores[..., 0] if groups > 1 else scores[..., 0]
 

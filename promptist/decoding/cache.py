@@ -12,8 +12,8 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 class _Layer(CacheLayerMixin):
     """Keys and values `[rows, heads, capacity, head_dim]` of one attention layer, filled from the left.
 
-    `update` returns a view of the filled part, not of the whole buffer as transformers' StaticCache does: attention then
-    reads no empty slots, and nothing is copied as its DynamicCache does at every token.
+    `update` returns a view of the filled part, not of the whole buffer as transformers' StaticCache does:
+    attention then reads no empty slots, and nothing is copied as its DynamicCache does at every token.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,9 @@ class _Layer(CacheLayerMixin):
         self.dtype, self.device = key_states.dtype, key_states.device
         self.is_initialized = True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:  # the prompts, one row each: kept as they are until `expand`
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = key_states, value_states
@@ -39,7 +41,9 @@ class _Layer(CacheLayerMixin):
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def expand(self, copies: int, capacity: int) -> None:
-        self.keys, self.values = (self._grown(states, copies, capacity) for states in (self.keys, self.values))
+        self.keys, self.values = (
+            self._grown(states, copies, capacity) for states in (self.keys, self.values)
+        )
         self.capacity = capacity
 
     def _grown(self, states: Tensor | None, copies: int, capacity: int) -> Tensor:
@@ -74,16 +78,21 @@ class BeamCache(Cache):
         super().__init__(layer_class_to_replicate=_Layer)
 
     def expand(self, copies: int, capacity: int) -> None:
-        """Repeat every row `copies` times (row b becomes rows b * copies ...) and make room for `capacity` tokens."""
+        """Repeat every row `copies` times (row b becomes rows b * copies ...) and make room for `capacity`
+        tokens."""
         for layer in self.layers:
             layer.expand(copies, capacity)
 
     def reorder(self, rows: Tensor, start: int) -> None:
-        """Row i continues row `rows[i]` (int64 [rows]); tokens before `start` (the prompt) are shared and stay."""
+        """Row i continues row `rows[i]` (int64 [rows]); tokens before `start` (the prompt) are shared and
+        stay."""
         for layer in self.layers:
             layer.reorder(rows, start)
 
 
 def additive_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where `allowed` (bool), else the lowest finite number: a row of pads alone then gives no NaN, as -inf would."""
-    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, torch.finfo(dtype).min)
+    """0 where `allowed` (bool), else the lowest finite number: a row of pads alone then gives no NaN, as
+    -inf would."""
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(
+        ~allowed, torch.finfo(dtype).min
+    )

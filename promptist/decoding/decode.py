@@ -16,11 +16,13 @@ from promptist.errors import UserError
 
 
 class Decoded(NamedTuple):
-    """n responses to each of B prompts. Beam methods give them best first, `sample` in the order of the draws.
+    """n responses to each of B prompts. Beam methods give them best first, `sample` in the order of the
+    draws.
 
-    `sequences [B, n, T]` int64, right-padded to the T = max_new_tokens of the call; `lengths [B, n]` real tokens, EOS
-    included; `scores [B, n]` float64 (beam methods: what the search maximises, penalties included; else the sum of the
-    model's log-probabilities); `finished [B, n]` bool: ended by EOS, not by the length limit.
+    `sequences [B, n, T]` int64, right-padded to the T = max_new_tokens of the call; `lengths [B, n]` real
+    tokens, EOS included; `scores [B, n]` float64 (beam methods: what the search maximises, penalties
+    included; else the sum of the model's log-probabilities); `finished [B, n]` bool: ended by EOS, not by
+    the length limit.
     """
 
     sequences: Tensor
@@ -42,18 +44,23 @@ def decode(
 ) -> Decoded:
     """Decode `num_return` responses of at most `max_new_tokens` tokens to each left-padded prompt.
 
-    Args: `model` a Hugging Face causal LM with attention sdpa or eager (for an engine of ZeRO stage 3 the gathered module:
-    ranks may leave at different steps); `input_ids`, `attention_mask` `[B, P]` on its device, see `pad_batch`; `keys`, for
-    `sample` only, one tuple of counters per prompt: response j is drawn with `rng.generator(*key, j)`. Rows that only pad the
-    batch need none: rows past the last key take the first one.
+    Args: `model` a Hugging Face causal LM with attention sdpa or eager (for an engine of ZeRO stage 3 the
+    gathered module: ranks may leave at different steps); `input_ids`, `attention_mask` `[B, P]` on its
+    device, see `pad_batch`; `keys`, for `sample` only, one tuple of counters per prompt: response j is
+    drawn with `rng.generator(*key, j)`. Rows that only pad the batch need none: rows past the last key take
+    the first one.
 
-    On CPU float32 a row of the result depends on its own prompt and on the shapes (B, P, max_new_tokens, beams) alone, bit
-    for bit. The model's training flag is kept, and no gradient is recorded.
+    On CPU float32 a row of the result depends on its own prompt and on the shapes (B, P, max_new_tokens,
+    beams) alone, bit for bit. The model's training flag is kept, and no gradient is recorded.
 
     Raises UserError if the prompt does not fit into the model's positions or a number is out of range.
     """
     with decoding_mode(model):
-        return Decoded(*_search(model, input_ids, attention_mask, max_new_tokens, config, eos_id, pad_id, num_return, keys))
+        return Decoded(
+            *_search(
+                model, input_ids, attention_mask, max_new_tokens, config, eos_id, pad_id, num_return, keys
+            )
+        )
 
 
 def _search(
@@ -71,7 +78,9 @@ def _search(
         raise ValueError("keys belong to method sample, which needs them, and to no other")
     most = {"beam": config.beams, "diverse_beam": config.beams, "greedy": 1}.get(config.method, count)
     if not 1 <= count <= most:
-        raise UserError(f"decoding.method {config.method} can return 1 to {most} responses per prompt, not {count}")
+        raise UserError(
+            f"decoding.method {config.method} can return 1 to {most} responses per prompt, not {count}"
+        )
     copies = {"sample": count, "greedy": 1}.get(config.method, config.beams)
     steps = Steps(model, input_ids, attention_mask, width, copies)
     if config.method == "greedy":
@@ -90,8 +99,8 @@ def _search(
 def pad_batch(rows: Sequence[Sequence[int]], batch: int, length: int, pad: int) -> tuple[Tensor, Tensor]:
     """Left-pad token lists to one fixed shape: `(input_ids, attention_mask)`, both int64 `[batch, length]`.
 
-    Missing rows repeat the first one (drop their results): a fixed shape is what makes a result independent of its
-    neighbours. Raises ValueError on no row, too many, an empty one or one longer than `length`.
+    Missing rows repeat the first one (drop their results): a fixed shape is what makes a result independent
+    of its neighbours. Raises ValueError on no row, too many, an empty one or one longer than `length`.
     """
     if not 1 <= len(rows) <= batch:
         raise ValueError(f"{len(rows)} prompts do not fit a batch of {batch}")

@@ -10,10 +10,12 @@ from torch import Tensor
 
 @dataclass
 class Hypotheses:
-    """Finished responses of B prompts in G groups, at most S per group, best first; empty places have score -inf.
+    """Finished responses of B prompts in G groups, at most S per group, best first; empty places have score
+    -inf.
 
-    `scores [B, G, S]` float64 (sum of float32 log-probabilities / length ** length_penalty: transformers 4.56.2 keeps
-    them as Python floats), `tokens [B, G, S, T]`, `lengths [B, G, S]` with EOS, `ended [B, G, S]` by EOS.
+    `scores [B, G, S]` float64 (sum of float32 log-probabilities / length ** length_penalty: transformers
+    4.56.2 keeps them as Python floats), `tokens [B, G, S, T]`, `lengths [B, G, S]` with EOS, `ended [B, G,
+    S]` by EOS.
     """
 
     scores: Tensor
@@ -22,7 +24,9 @@ class Hypotheses:
     ended: Tensor
 
     @classmethod
-    def empty(cls, prompts: int, groups: int, size: int, width: int, pad_id: int, device: torch.device) -> Hypotheses:
+    def empty(
+        cls, prompts: int, groups: int, size: int, width: int, pad_id: int, device: torch.device
+    ) -> Hypotheses:
         shape = (prompts, groups, size)
         return cls(
             scores=torch.full(shape, -torch.inf, dtype=torch.float64, device=device),
@@ -48,11 +52,14 @@ class Hypotheses:
         self.scores = kept[..., :size]
         both = torch.cat([self.tokens, tokens], dim=-2)
         self.tokens = both.gather(-2, place.unsqueeze(-1).expand(-1, -1, -1, both.shape[-1]))
-        self.lengths = torch.cat([self.lengths, torch.full_like(self.lengths, length)], dim=-1).gather(-1, place)
+        self.lengths = torch.cat([self.lengths, torch.full_like(self.lengths, length)], dim=-1).gather(
+            -1, place
+        )
         self.ended = torch.cat([self.ended, torch.full_like(self.ended, ended)], dim=-1).gather(-1, place)
 
     def best(self, count: int) -> Hypotheses:
-        """The best `count` of all groups, as one group `[B, 1, count]`; of equal scores the later group comes first."""
+        """The best `count` of all groups, as one group `[B, 1, count]`; of equal scores the later group
+        comes first."""
         scores, place = self.scores.flatten(1).flip(1).sort(dim=1, descending=True, stable=True)
         place = (self.scores[0].numel() - 1 - place)[:, :count]
         tokens = self.tokens.flatten(1, 2)

@@ -18,14 +18,16 @@ CHECK_EVERY = 4  # steps between two looks at "all ended", each of which waits f
 def uniforms(keys: Sequence[Sequence[str | int]], count: int, width: int) -> Tensor:
     """One uniform number in [0, 1) per prompt, response and token: float64 `[B, count, width]`.
 
-    A pure function of the prompt's key, the response's number and the token's, so neighbours in the batch change nothing.
+    A pure function of the prompt's key, the response's number and the token's, so neighbours in the batch
+    change nothing.
     """
     draws = [[rng.generator(*key, response).random(width) for response in range(count)] for key in keys]
     return torch.from_numpy(np.asarray(draws, dtype=np.float64))
 
 
 def draw(logprobs: Tensor, uniform: Tensor, temperature: float, top_p: float) -> Tensor:
-    """Tokens `[N]` by inverting the cumulative distribution of softmax(logprobs `[N, V]` / temperature) at `uniform [N]`.
+    """Tokens `[N]` by inverting the cumulative distribution of softmax(logprobs `[N, V]` / temperature) at
+    `uniform [N]`.
 
     With top_p < 1 the draw is from the smallest set of most probable tokens whose mass reaches top_p.
     """
@@ -43,7 +45,8 @@ def draw(logprobs: Tensor, uniform: Tensor, temperature: float, top_p: float) ->
 def sample(
     steps: Steps, noise: Tensor, temperature: float, top_p: float, eos_id: int, pad_id: int
 ) -> Hypotheses:
-    """Draw `noise.shape[1]` responses per prompt with the uniforms `noise [B, n, T]`: `[B, 1, n]`, in the order of the draws.
+    """Draw `noise.shape[1]` responses per prompt with the uniforms `noise [B, n, T]`: `[B, 1, n]`, in the
+    order of the draws.
 
     The score is the sum of the model's own log-probabilities, before temperature and top-p.
     """

@@ -16,13 +16,16 @@ from promptist.errors import UserError
 class Steps:
     """Log-probabilities of the next token for `copies` continuations of each of B left-padded prompts.
 
-    `input_ids`, `attention_mask` are `[B, P]`. Each prompt is encoded once; `start()` gives log-probabilities `[B, V]` that
-    its copies share, `advance(tokens [B * copies])` those after one more token, `[B * copies, V]`. All are float32,
-    whatever the model's dtype. Positions count real tokens from 0. The masks are always passed in full, even if no
-    prompt has padding: which kernel runs must not depend on the other rows.
+    `input_ids`, `attention_mask` are `[B, P]`. Each prompt is encoded once; `start()` gives
+    log-probabilities `[B, V]` that its copies share, `advance(tokens [B * copies])` those after one more
+    token, `[B * copies, V]`. All are float32, whatever the model's dtype. Positions count real tokens from
+    0. The masks are always passed in full, even if no prompt has padding: which kernel runs must not depend
+    on the other rows.
     """
 
-    def __init__(self, model: Any, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int, copies: int) -> None:
+    def __init__(
+        self, model: Any, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int, copies: int
+    ) -> None:
         _check(model, input_ids, attention_mask, max_new_tokens)
         self.model = model
         self.copies = copies
@@ -71,7 +74,8 @@ class Steps:
 
 @contextmanager
 def decoding_mode(model: Any) -> Iterator[None]:
-    """No gradients, no dropout (and no gradient checkpointing, which drops the cache); the model's mode is put back."""
+    """No gradients, no dropout (and no gradient checkpointing, which drops the cache); the model's mode is
+    put back."""
     training = model.training
     model.eval()
     try:
@@ -83,18 +87,22 @@ def decoding_mode(model: Any) -> Iterator[None]:
 
 def _check(model: Any, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int) -> None:
     if input_ids.dim() != 2 or attention_mask.shape != input_ids.shape:
-        raise ValueError(f"prompts {tuple(input_ids.shape)} and mask {tuple(attention_mask.shape)} must both be [B, P]")
+        raise ValueError(
+            f"prompts {tuple(input_ids.shape)} and mask {tuple(attention_mask.shape)} must both be [B, P]"
+        )
     if max_new_tokens < 1:
         raise UserError(f"the number of new tokens is {max_new_tokens}; it must be at least 1")
     implementation = model.config._attn_implementation
     if implementation not in ("sdpa", "eager"):
-        raise UserError(f"decoding needs attention implementation sdpa or eager, the model has {implementation}; load it with sdpa")
+        raise UserError(
+            f"decoding needs attention sdpa or eager, the model has {implementation}; load it with sdpa"
+        )
     if not bool(attention_mask[:, -1].all()):
         raise ValueError("prompts must be left-padded: the last column of the mask is not all real tokens")
     longest = int(attention_mask.sum(dim=1).max())
     room = model.config.max_position_embeddings
     if longest + max_new_tokens > room:
         raise UserError(
-            f"a prompt of {longest} tokens and {max_new_tokens} new tokens do not fit into the model's {room} positions; "
+            f"a prompt of {longest} tokens and {max_new_tokens} new tokens do not fit the model's {room} positions; "
             f"shorten the prompt to {max(room - max_new_tokens, 0)} tokens or ask for fewer new tokens"
         )

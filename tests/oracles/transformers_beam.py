@@ -2,8 +2,8 @@
 
     python transformers_beam.py FOLDER
 
-FOLDER holds a GPT-2 (`config.json`, `model.safetensors`) and `cases.json`; `answers.json` is written beside them. The path
-of the oracle's packages must come first in PYTHONPATH.
+FOLDER holds a GPT-2 (`config.json`, `model.safetensors`) and `cases.json`; `answers.json` is written beside
+them. The path of the oracle's packages must come first in PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ early_groups = 0  # (prompt, group) pairs done before the last step
 
 
 def count_early_groups(limit: int) -> None:
-    """Make the scorer count the groups that become done with tokens still to come, up to `limit` tokens in all."""
+    """Make the scorer count the groups that become done with tokens still to come, up to `limit` tokens in
+    all."""
     original = BeamSearchScorer.__dict__.get("counted_process", BeamSearchScorer.process)
 
     def process(self, input_ids, *args, **kwargs):
@@ -42,7 +43,11 @@ def answer(model: GPT2LMHeadModel, case: dict) -> dict:
     early_groups = 0
     prompts = torch.tensor(case["input_ids"])
     count_early_groups(prompts.shape[1] + case["max_new_tokens"])
-    grouped = {"num_beam_groups": case["groups"], "diversity_penalty": case["diversity_penalty"]} if case["groups"] > 1 else {}
+    grouped = (
+        {"num_beam_groups": case["groups"], "diversity_penalty": case["diversity_penalty"]}
+        if case["groups"] > 1
+        else {}
+    )
     result = model.generate(
         prompts,
         attention_mask=torch.tensor(case["attention_mask"]),

@@ -1,4 +1,5 @@
-"""Decoding against searches written out in plain Python, transformers' own `generate` and the model without a cache."""
+"""Decoding against searches written out in plain Python, transformers' own `generate` and the model without
+a cache."""
 
 from __future__ import annotations
 
@@ -47,18 +48,20 @@ def run(
 
 
 def next_logprobs(model: Any, tokens: list[int]) -> Tensor:
-    """Log-probabilities of the token after `tokens`, from one full pass without cache or padding: float32 [V]."""
+    """Log-probabilities of the token after `tokens`, from one full pass without cache or padding: float32
+    [V]."""
     with torch.no_grad():
         return model(torch.tensor([tokens])).logits[0, -1].float().log_softmax(-1)
 
 
-# --- diverse beam search ---------------------------------------------------------------------------------------------
+# --- diverse beam search --------------------------------------------------------------------------
 
 
 def plain_python_group_search(
     model: Any, prompt: list[int], new: int, config: DecodingConfig
 ) -> list[tuple[float, list[int]]]:
-    """Algorithm 1 of Vijayakumar et al. with the bookkeeping of transformers 4.56.2, for one prompt and no cleverness."""
+    """Algorithm 1 of Vijayakumar et al. with the bookkeeping of transformers 4.56.2, for one prompt and no
+    cleverness."""
     size = config.beams // config.groups
     beams = [[(0.0 if i == 0 else -1e9, prompt) for i in range(size)] for _ in range(config.groups)]
     heaps: list[list[tuple[float, list[int]]]] = [[] for _ in range(config.groups)]
@@ -79,7 +82,9 @@ def plain_python_group_search(
             for rank, (score, tokens, token) in enumerate(candidates):
                 if token == EOS:
                     if rank < size:
-                        heaps[group].append((score / length**config.length_penalty, tokens[len(prompt) :] + [EOS]))
+                        heaps[group].append(
+                            (score / length**config.length_penalty, [*tokens[len(prompt) :], EOS])
+                        )
                 elif len(beams[group]) < size:
                     beams[group].append((score, [*tokens, token]))
             heaps[group] = sorted(heaps[group], key=lambda h: -h[0])[:size]
@@ -118,13 +123,13 @@ def test_diverse_beam_search_is_the_written_out_one(
     assert 0 < ended < len(rows) * beams
 
 
-# --- plain beam search and greedy, against transformers of this environment ------------------------------------------
+# --- plain beam search and greedy, against transformers of this environment -----------------------
 
 
 @pytest.mark.parametrize("early_stopping", [False, True])
 @pytest.mark.parametrize("length_penalty", [1.0, 0.0, -1.0])
 def test_beam_search_is_that_of_transformers(length_penalty: float, early_stopping: bool) -> None:
-    model, rows, new = small_model(eos_bonus=1.0), some_prompts(6, 8), 10
+    model, rows, new = small_model(eos_bonus=-1.0), some_prompts(6, 8), 10
     input_ids, mask = pad_batch(rows, 6, 8, EOS)
     expected = model.generate(
         input_ids,
@@ -142,7 +147,7 @@ def test_beam_search_is_that_of_transformers(length_penalty: float, early_stoppi
         method="beam", beams=5, groups=1, length_penalty=length_penalty, early_stopping=early_stopping
     )
     decoded = decode(model, input_ids, mask, new, config, EOS, EOS, 5)
-    assert 0 < int(decoded.finished.sum()) < 30
+    assert 0 < int(decoded.finished.sum()) < 30  # both ends: EOS and the length limit
     assert torch.equal(decoded.sequences.flatten(0, 1)[:, : expected.shape[1]], expected)
     assert bool((decoded.sequences.flatten(0, 1)[:, expected.shape[1] :] == EOS).all())
 
@@ -162,7 +167,7 @@ def test_greedy_takes_the_most_probable_token() -> None:
         assert bool(decoded.finished[place, 0]) == (tokens[-1] == EOS)
 
 
-# --- sampling --------------------------------------------------------------------------------------------------------
+# --- sampling -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (1.3, 0.8)])
@@ -206,7 +211,7 @@ def test_samples_depend_on_their_key_alone() -> None:
     assert not torch.equal(first.sequences, other.sequences)
 
 
-# --- independence of the batch, padding, the model's state -----------------------------------------------------------
+# --- independence of the batch, padding, the model's state ----------------------------------------
 
 EVERY_METHOD = [
     DecodingConfig(),
@@ -258,7 +263,7 @@ def test_a_model_in_training_decodes_without_dropout_and_stays_in_training() -> 
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.5
-    model.gradient_checkpointing_enable()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     decoded = run(model.train(), rows, 10, DecodingConfig(), 8)
     assert torch.equal(decoded.sequences, expected.sequences)
     assert model.training and not decoded.scores.requires_grad
@@ -269,7 +274,9 @@ def test_a_model_in_training_decodes_without_dropout_and_stays_in_training() -> 
 
 def test_best_first_and_the_prompt_is_read_once() -> None:
     model, rows, read = small_model(), some_prompts(3, 6), []
-    model.transformer.wte.register_forward_hook(lambda module, inputs, output: read.append(tuple(inputs[0].shape)))
+    model.transformer.wte.register_forward_hook(
+        lambda module, inputs, output: read.append(tuple(inputs[0].shape))
+    )
     decoded = run(model, rows, 5, DecodingConfig(), 8, width=6)
     assert read[0] == (3, 6) and set(read[1:]) == {(24, 1)}
     assert all(a >= b for scores in decoded.scores.tolist() for a, b in pairwise(scores))
@@ -283,7 +290,7 @@ def test_the_search_leaves_when_every_group_is_done() -> None:
     assert len(steps) <= 4
 
 
-# --- bad input -------------------------------------------------------------------------------------------------------
+# --- bad input ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

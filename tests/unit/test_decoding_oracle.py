@@ -1,4 +1,5 @@
-"""Our beam searches against those of transformers 4.56.2, token for token, on the same random GPT-2 in float64."""
+"""Our beam searches against those of transformers 4.56.2, token for token, on the same random GPT-2 in
+float64."""
 
 from __future__ import annotations
 
@@ -27,10 +28,18 @@ def oracle_packages() -> Path:
 
 
 def likely_eos_model(seed: int, bonus: float) -> GPT2LMHeadModel:
-    """A random GPT-2 with a peaked distribution in which EOS gets a constant bonus of `bonus` nats, by the last norm's bias."""
+    """A random GPT-2 with a peaked distribution in which EOS gets a constant bonus of `bonus` nats, by the
+    last norm's bias."""
     torch.manual_seed(seed)
     config = GPT2Config(
-        vocab_size=VOCABULARY, n_positions=40, n_embd=32, n_layer=2, n_head=4, initializer_range=0.25, bos_token_id=EOS, eos_token_id=EOS
+        vocab_size=VOCABULARY,
+        n_positions=40,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        initializer_range=0.25,
+        bos_token_id=EOS,
+        eos_token_id=EOS,
     )
     model = GPT2LMHeadModel(config).double().eval()
     with torch.no_grad():
@@ -43,7 +52,9 @@ def make_cases() -> list[dict[str, Any]]:
     generator = torch.Generator().manual_seed(3)
     cases = []
     shapes = [(8, 8), (8, 4), (8, 1)]
-    for number, ((beams, groups), penalty, early) in enumerate(product(shapes, (1.0, 0.0, -1.0), (False, True))):
+    for number, ((beams, groups), penalty, early) in enumerate(
+        product(shapes, (1.0, 0.0, -1.0), (False, True))
+    ):
         lengths = torch.randint(1, WIDTH + 1, (PROMPTS,), generator=generator)
         rows = [torch.randint(0, VOCABULARY, (int(n),), generator=generator).tolist() for n in lengths]
         pad = EOS if number % 3 else 5  # GPT-2's pad is its EOS; a pad of its own must work, too
@@ -68,18 +79,27 @@ def make_cases() -> list[dict[str, Any]]:
 def ours(model: GPT2LMHeadModel, case: dict[str, Any]) -> Any:
     config = DecodingConfig(
         method="diverse_beam" if case["groups"] > 1 else "beam",
-        **{key: case[key] for key in ("beams", "groups", "diversity_penalty", "length_penalty", "early_stopping")},
+        **{
+            key: case[key]
+            for key in ("beams", "groups", "diversity_penalty", "length_penalty", "early_stopping")
+        },
     )
     prompts, mask = torch.tensor(case["input_ids"]), torch.tensor(case["attention_mask"])
     return decode(model, prompts, mask, NEW, config, case["eos_id"], case["pad_id"], num_return=case["beams"])
 
 
-@pytest.mark.skipif(not oracle_packages().is_dir(), reason="transformers 4.56.2 is not installed: run `make oracles`")
+@pytest.mark.skipif(
+    not oracle_packages().is_dir(), reason="transformers 4.56.2 is not installed: run `make oracles`"
+)
 def test_equal_to_transformers_4_56_2(tmp_path: Path) -> None:
     model, cases = likely_eos_model(seed=0, bonus=2.0), make_cases()
     model.save_pretrained(tmp_path)
     (tmp_path / "cases.json").write_text(json.dumps(cases))
-    environment = os.environ | {"PYTHONPATH": str(oracle_packages()), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": str(oracle_packages()),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
     subprocess.run([sys.executable, str(SCRIPT), str(tmp_path)], check=True, env=environment, timeout=300)
     theirs = json.loads((tmp_path / "answers.json").read_text())
     assert theirs["version"] == "4.56.2"

@@ -77,7 +77,9 @@ def test_settings_come_from_the_folder(folder: Path, tmp_path: Path) -> None:
     assert load(folder, settings=None).settings == RewriteSettings(
         DecodingConfig(method="beam", beams=8, groups=1, length_penalty=-1.0), max_new_tokens=75
     )
-    (tmp_path / "promptist.json").write_text(json.dumps({"decoding": {"method": "greedy"}, "max_new_tokens": 9}))
+    (tmp_path / "promptist.json").write_text(
+        json.dumps({"decoding": {"method": "greedy"}, "max_new_tokens": 9})
+    )
     assert RewriteSettings.of_folder(tmp_path) == RewriteSettings(DecodingConfig(method="greedy"), 9)
 
 
