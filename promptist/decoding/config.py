@@ -55,7 +55,7 @@ class DecodingConfig:
                 )
             if not self.diversity_penalty > 0:
                 raise UserError(
-                    f"decoding.diversity_penalty is {self.diversity_penalty}; it must be above 0, or all groups are alike"
+                    f"decoding.diversity_penalty is {self.diversity_penalty}; use one above 0, or groups are alike"
                 )
         if not self.temperature > 0:
             raise UserError(
