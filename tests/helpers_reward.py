@@ -128,10 +128,11 @@ def _write_clip(folder: Path) -> None:
 
 
 def make_tiny_reward(folder: str | Path, *, images: int = 2, batch: int = 3) -> dict[str, Any]:
-    """Write `sd/`, `clip/` and `aesthetic.safetensors` below `folder`; the matching `reward` section as a dict.
+    """Write `sd/`, `clip/` and `aesthetic.safetensors` below `folder`; the matching `reward` section as a
+    dict.
 
-    Random weights under a fixed torch seed (the caller's random state is left alone), 16 px, two diffusion steps: a
-    batch takes a few milliseconds on one core.
+    Random weights under a fixed torch seed (the caller's random state is left alone), 16 px, two diffusion
+    steps: a batch takes a few milliseconds on one core.
     """
     from safetensors.torch import save_file
 

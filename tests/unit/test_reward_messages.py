@@ -29,7 +29,9 @@ ODD = "a „red“ boat 🚤\n\x00 half \ud83d"
     "message",
     [
         Task(2**40, (ImageRequest(ODD, "x", "train", 3), ImageRequest("x", "x", "eval", 0, True))),
-        Result(7, (Measurement(math.nextafter(0.1, 1), -1e-300, {"pick": 0.3}, "images/a.png"),), 2, 1.5, 9.0),
+        Result(
+            7, (Measurement(math.nextafter(0.1, 1), -1e-300, {"pick": 0.3}, "images/a.png"),), 2, 1.5, 9.0
+        ),
         Failure(1, ODD, "ValueError: no"),
         Ready("abc", 8),
         Stop(),
