@@ -73,9 +73,7 @@ class OptimizerConfig:
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"optimizer.betas is {list(self.betas)}; give two numbers in [0, 1)")
         if self.eps <= 0 or self.weight_decay < 0 or self.warmup_steps < 0 or self.grad_clip < 0:
-            raise UserError(
-                "optimizer: eps must be above 0; weight_decay, warmup_steps and grad_clip at least 0"
-            )
+            raise UserError("optimizer: eps must be above 0; weight_decay, warmup_steps and grad_clip at least 0")
 
 
 @dataclass
@@ -150,9 +148,7 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.O
     ]
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
     beta1, beta2 = config.betas
-    return kind(
-        [group for group in groups if group["params"]], lr=config.lr, betas=(beta1, beta2), eps=config.eps
-    )
+    return kind([group for group in groups if group["params"]], lr=config.lr, betas=(beta1, beta2), eps=config.eps)
 
 
 def lr_factor(config: OptimizerConfig, step: int, total_steps: int) -> float:
@@ -203,9 +199,7 @@ def global_step(
         engine.backward(part.total * scale, scale_wrt_gas=False)
         if index == expected - 1:
             if seen != local_count:
-                raise ValueError(
-                    f"step {step}: {seen} real tokens in the micro-batches, {local_count} announced"
-                )
+                raise ValueError(f"step {step}: {seen} real tokens in the micro-batches, {local_count} announced")
             sums = sum_over_ranks(sums, engine) / count
             _check_finite(step, "loss", float(sums[0]))
             norm = _plain_grad_norm(engine)
@@ -271,11 +265,10 @@ def save_engine(engine: DeepSpeedEngine, folder: str | Path) -> None:
 def load_engine(engine: DeepSpeedEngine, folder: str | Path) -> None:
     """Restore what `save_engine` wrote at the same number of training ranks and the same ZeRO stage
     (collective)."""
-    path, _ = engine.load_checkpoint(str(folder), tag=TAG)
-    if path is None:
-        raise UserError(
-            f"checkpoint folder {folder} holds no engine state; remove it to resume from an older one"
-        )
+    # DeepSpeed meets a missing folder with a bare assertion.
+    if not (Path(folder) / TAG).is_dir():
+        raise UserError(f"checkpoint folder {folder} holds no engine state; remove it to resume from an older one")
+    engine.load_checkpoint(str(folder), tag=TAG)
 
 
 def _deepspeed_config(
