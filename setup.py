@@ -30,7 +30,7 @@ INSTALL_REQUIRES = [
     "rich>=13",  # progress in a terminal
     "pillow>=10",  # pictures
     "numpy>=2.0,<3",  # a float32 array times a Python float stays float32, scalars included (NEP 50)
-    "scipy>=1.11",  # confidence intervals and paired tests
+    "scipy>=1.15",  # paired tests and intervals; bootstrap(rng=) appeared in 1.15
     "tqdm>=4.60",  # progress bars of long trainings
 ]
 

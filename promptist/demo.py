@@ -19,17 +19,25 @@ from pathlib import Path
 from promptist.errors import UserError
 
 CONFIGS = Path("configs/demo")
-# Two cores: SFT and evaluation use both for the same work. PPO has one rank that trains and one that paints, each on its own
-# core: painting takes most of the time, so a second training rank would only take its turns away from the painter.
+# Two cores: SFT and evaluation use both for the same work. PPO has one rank that trains and one that paints, each on
+# its own core: painting takes most of the time, so a second training rank would only take its turns away from the painter.
 RANKS = {"sft": 2, "ppo": 2, "evaluate": 2}
 
 
 def run(argv: Sequence[str]) -> int:
     """Entry of `promptist demo`."""
-    parser = argparse.ArgumentParser(prog="promptist demo", description="Train a prompt optimiser in the miniature world, end to end.")
+    parser = argparse.ArgumentParser(
+        prog="promptist demo", description="Train a prompt optimiser in the miniature world, end to end."
+    )
     parser.add_argument("--seed", type=int, default=0, help="of SFT and PPO; another seed gets run folders of its own")
     parser.add_argument("--root", type=Path, default=Path("runs"), help="folder of the runs")
-    parser.add_argument("--set", action="append", default=[], metavar="JOB.KEY=VALUE", help="override of a job's config, e.g. ppo.ppo.iterations=10")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="JOB.KEY=VALUE",
+        help="override of a job's config, e.g. ppo.ppo.iterations=10",
+    )
     options = parser.parse_args(list(argv))
     if not CONFIGS.is_dir():
         raise UserError(f"{CONFIGS} is not here: run `promptist demo` in the repository's top folder")
@@ -44,11 +52,20 @@ def run(argv: Sequence[str]) -> int:
     names = {job: f"demo-{job}{suffix}" for job in ("sft", "ppo", "eval")}
     steps = {
         "sft": ("sft", [f"run.name={names['sft']}", f"run.seed={options.seed}"]),
-        "ppo": ("ppo", [f"run.name={names['ppo']}", f"run.seed={options.seed}", f"model.path={options.root / names['sft'] / 'export'}"]),
+        "ppo": (
+            "ppo",
+            [
+                f"run.name={names['ppo']}",
+                f"run.seed={options.seed}",
+                f"model.path={options.root / names['sft'] / 'export'}",
+            ],
+        ),
         "evaluate": ("eval", [f"run.name={names['eval']}"]),
     }
     if suffix:
-        steps["evaluate"][1].extend([f"methods.2.path={options.root / names['sft']}", f"methods.3.path={options.root / names['ppo']}"])
+        steps["evaluate"][1].extend(
+            [f"methods.2.path={options.root / names['sft']}", f"methods.3.path={options.root / names['ppo']}"]
+        )
     for job, (config, overrides) in steps.items():
         extra = [item.removeprefix(f"{config}.") for item in options.set if item.startswith(f"{config}.")]
         launch(job, CONFIGS / f"{config}.yaml", [f"run.root={options.root}", *overrides, *extra])
@@ -65,12 +82,29 @@ def launch(job: str, config: Path, overrides: list[str]) -> None:
     mpirun = Path(sys.executable).with_name("mpirun")
     found = str(mpirun) if mpirun.exists() else shutil.which("mpirun")
     if found is None:
-        raise UserError("no mpirun found: install one with `pip install promptist[local]` or load your cluster's MPI module")
-    command = [found, "-n", str(RANKS[job]), sys.executable, "-m", "mpi4py", "-m", f"jobs.{job}", str(config), *overrides]
+        raise UserError(
+            "no mpirun found: install one with `pip install promptist[local]` or load your cluster's MPI module"
+        )
+    command = [
+        found,
+        "-n",
+        str(RANKS[job]),
+        sys.executable,
+        "-m",
+        "mpi4py",
+        "-m",
+        f"jobs.{job}",
+        str(config),
+        *overrides,
+    ]
     print(f"\n== {shlex.join(command)}", flush=True)
     # Two ranks with two threads each on two cores would spend their time waiting for each other.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     code = subprocess.run(command, env=environment, check=False).returncode
     if code:
-        print(f"error: the {job} job ended with exit code {code}; the same `promptist demo` goes on from its last checkpoint", file=sys.stderr)
+        print(
+            f"error: the {job} job ended with exit code {code}; "
+            "the same `promptist demo` goes on from its last checkpoint",
+            file=sys.stderr,
+        )
         raise SystemExit(code)

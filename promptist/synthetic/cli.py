@@ -7,21 +7,37 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-DIFFUSION = {"dtype": "float32", "device": "cpu", "steps": 8, "guidance": 3.0, "size": 64, "batch": 16, "attention": "sdpa"}
+DIFFUSION = {
+    "dtype": "float32",
+    "device": "cpu",
+    "steps": 8,
+    "guidance": 3.0,
+    "size": 64,
+    "batch": 16,
+    "attention": "sdpa",
+}
 
 
 def main(argv: Sequence[str]) -> int:
     """Entry of `promptist world`; exit code 1 when `quality` finds a demand unmet."""
-    parser = argparse.ArgumentParser(prog="promptist world", description="The miniature world: build it, measure it, look at it.")
+    parser = argparse.ArgumentParser(
+        prog="promptist world", description="The miniature world: build it, measure it, look at it."
+    )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    train = verbs.add_parser("train", help="retrain everything from nothing (hours on two cores, minutes on a GPU; resumable)")
+    train = verbs.add_parser(
+        "train", help="retrain everything from nothing (hours on two cores, minutes on a GPU; resumable)"
+    )
     train.add_argument("--build", type=Path, default=Path("world-build"), help="folder of the unfinished parts")
-    train.add_argument("--out", type=Path, default=None, help="where the world goes (default: the package's own assets)")
+    train.add_argument(
+        "--out", type=Path, default=None, help="where the world goes (default: the package's own assets)"
+    )
     train.add_argument("--seed", type=int, default=None)
     train.add_argument("--device", default="cpu", help="cpu or cuda")
     quality = verbs.add_parser("quality", help="measure the world on held-out captions")
     quality.add_argument("--world", type=Path, default=None, help="folder of the world (default: the shipped one)")
-    quality.add_argument("--out", type=Path, default=Path("runs/world-quality"), help="folder for quality.json and quality.md")
+    quality.add_argument(
+        "--out", type=Path, default=Path("runs/world-quality"), help="folder for quality.json and quality.md"
+    )
     quality.add_argument("--plain", type=int, default=288, help="plain captions")
     quality.add_argument("--per-modifier", type=int, default=48, help="pictures of each modifier")
     show = verbs.add_parser("show", help="write a contact sheet of rendered and generated pictures")

@@ -18,7 +18,7 @@ from promptist.synthetic.render import SIZE
 from promptist.synthetic.training import train
 from promptist.synthetic.vocabulary import CONTEXT, clip_vocabulary, write_open_clip_bpe
 
-STEPS, BATCH, PEAK_LR = 2000, 128, 1.5e-3
+STEPS, BATCH, PEAK_LR = 1400, 128, 1.5e-3
 EMBED = 128
 MEAN, STD = (0.5, 0.5, 0.5), (0.27, 0.27, 0.27)
 
@@ -69,7 +69,7 @@ class Pair:
 
 
 def sample_batch(rng: np.random.Generator, size: int) -> list[Pair]:
-    """Pairs of a batch; in two batches of three all share one place and two or three colours, so that objects matter."""
+    """Pairs of a batch; two batches of three share one place and half of them three colours: objects matter."""
     place = grammar.PLACES[rng.integers(len(grammar.PLACES))] if rng.random() < 0.67 else None
     colours = set(rng.choice(grammar.COLOURS, size=3 if rng.random() < 0.5 else 8, replace=False).tolist())
     pool = [c for c in scenes.TRAIN_CONTENTS if place is None or (c.place == place and c.colour in colours)]
@@ -115,7 +115,9 @@ def contrastive_loss(image: torch.Tensor, text: torch.Tensor, scale: torch.Tenso
     return (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)) / 2
 
 
-def train_clip(folder: Path, merges: list[str], seed: int, *, steps: int = STEPS, device: str = "cpu") -> torch.nn.Module:
+def train_clip(
+    folder: Path, merges: list[str], seed: int, *, steps: int = STEPS, device: str = "cpu"
+) -> torch.nn.Module:
     """Trains (or goes on training) the contrastive model."""
     import open_clip
 
@@ -134,17 +136,25 @@ def train_clip(folder: Path, merges: list[str], seed: int, *, steps: int = STEPS
         model.train()
         with torch.autocast(device, torch.bfloat16):
             image = functional.normalize(model.encode_image(pictures).float(), dim=-1)
-            text = functional.normalize(model.encode_text(tokenizer([p.text for p in pairs]).to(device)).float(), dim=-1)
+            text = functional.normalize(
+                model.encode_text(tokenizer([p.text for p in pairs]).to(device)).float(), dim=-1
+            )
         model.logit_scale.data.clamp_(max=float(np.log(60.0)))
         loss = contrastive_loss(image, text, model.logit_scale.exp(), same)
         with torch.no_grad():
-            found = (text @ image.T).masked_fill(same & ~torch.eye(len(same), dtype=torch.bool, device=device), -2).argmax(1)
+            found = (
+                (text @ image.T)
+                .masked_fill(same & ~torch.eye(len(same), dtype=torch.bool, device=device), -2)
+                .argmax(1)
+            )
             chosen = [pairs[int(index)].content for index in found]
             right = np.mean([a.content.object == b.object for a, b in zip(pairs, chosen, strict=True)])
             colour = np.mean([a.content.colour == b.colour for a, b in zip(pairs, chosen, strict=True)])
         return loss, {"object": float(right), "colour": float(colour)}
 
-    weights = train("clip", folder, {"clip": model}, loss_of_step, steps=steps, peak_lr=PEAK_LR, weight_decay=0.05, ema_decay=0.995)
+    weights = train(
+        "clip", folder, {"clip": model}, loss_of_step, steps=steps, peak_lr=PEAK_LR, weight_decay=0.05, ema_decay=0.995
+    )
     model.load_state_dict(weights["clip"])
     return model.eval()
 
@@ -167,7 +177,9 @@ def write_clip(model: torch.nn.Module, merges: list[str], folder: Path, dtype: t
 @torch.no_grad()
 def embed_pictures(model: torch.nn.Module, pictures: torch.Tensor, batch: int = 64) -> torch.Tensor:
     """L2-normalised image embeddings [N, 128] of pictures in -1..1."""
-    return torch.cat([functional.normalize(model.encode_image(normalise(part)).float(), dim=-1) for part in pictures.split(batch)])
+    return torch.cat(
+        [functional.normalize(model.encode_image(normalise(part)).float(), dim=-1) for part in pictures.split(batch)]
+    )
 
 
 RATER_NOISE = 0.25
@@ -184,7 +196,10 @@ def train_head(model: torch.nn.Module, seed: int, *, pictures: int = 8000) -> tu
         rng = counter_rng.generator(seed, purpose)
         drawn = [scenes.sample_scene(rng) for _ in range(count)]
         if held_out:
-            drawn = [scenes.Scene(scenes.HELD_OUT_CONTENTS[i % len(scenes.HELD_OUT_CONTENTS)], s.phrases) for i, s in enumerate(drawn)]
+            drawn = [
+                scenes.Scene(scenes.HELD_OUT_CONTENTS[i % len(scenes.HELD_OUT_CONTENTS)], s.phrases)
+                for i, s in enumerate(drawn)
+            ]
         images = soften(torch.from_numpy(scenes.render_scenes(drawn, rng)), rng)
         ratings = np.array([grammar.rating(scene.content, scene.phrases) for scene in drawn])
         if not held_out:

@@ -6,7 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -19,10 +25,12 @@ from promptist.synthetic.vocabulary import CONTEXT, clip_vocabulary, diffusers_t
 STEPS, BATCH, PEAK_LR = 5000, 48, 1e-3
 PICTURES = 30_000  # rendered and encoded once; captions and noise are fresh at every step
 DROP_CAPTION = 0.1  # for classifier-free guidance
-SNR_CAP = 5.0  # the last bits of noise count less than shapes and colours (after min-SNR weighting, Hang et al., ICCV 2023)
+SNR_CAP = (
+    5.0  # the last bits of noise count less than shapes and colours (after min-SNR weighting, Hang et al., ICCV 2023)
+)
 LATENT = SIZE // 4
 
-# The cosine schedule ends in pure noise, so a picture's overall brightness is the model's own choice: several styles are
+# The cosine schedule ends in pure noise, so a picture's brightness is the model's own choice: several styles are
 # about brightness, and few sampling steps cannot make up for a schedule that leaks it.
 SCHEDULE = {"num_train_timesteps": 1000, "beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}
 
@@ -58,7 +66,9 @@ def build_text_encoder(merges: list[str]) -> CLIPTextModel:
 
 
 @torch.no_grad()
-def encode_pictures(vae: AutoencoderKL, folder: Path, seed: int, *, count: int = PICTURES, device: str = "cpu") -> torch.Tensor:
+def encode_pictures(
+    vae: AutoencoderKL, folder: Path, seed: int, *, count: int = PICTURES, device: str = "cpu"
+) -> torch.Tensor:
     """Scaled latents [count, 4, 16, 16] of rendered scenes, kept in ``folder/latents.pt`` (float16)."""
     path = folder / "latents.pt"
     if path.exists():
@@ -103,7 +113,9 @@ def train_diffusion(
         rng = counter_rng.generator(seed, "diffusion", step)
         chosen = rng.integers(len(latents), size=BATCH)
         captions = ["" if rng.random() < DROP_CAPTION else scenes.sample_prompt(drawn[i], rng) for i in chosen]
-        ids = tokenizer(captions, padding="max_length", truncation=True, max_length=CONTEXT, return_tensors="pt").input_ids.to(device)
+        ids = tokenizer(
+            captions, padding="max_length", truncation=True, max_length=CONTEXT, return_tensors="pt"
+        ).input_ids.to(device)
         clean = latents[torch.from_numpy(chosen)].float().to(device)
         noise = counter_rng.normal(tuple(clean.shape), seed, "diffusion-noise", step).to(device)
         # One draw per stratum: every batch sees the whole range of noise levels.
@@ -121,20 +133,34 @@ def train_diffusion(
         return (weight * errors).sum() / weight.sum(), {"plain": errors.mean().item()}
 
     modules = {"unet": unet, "text_encoder": text_encoder}
-    weights = train("diffusion", folder, modules, loss_of_step, steps=steps, peak_lr=PEAK_LR, warmup=200, weight_decay=1e-3, ema_decay=0.999)
+    weights = train(
+        "diffusion",
+        folder,
+        modules,
+        loss_of_step,
+        steps=steps,
+        peak_lr=PEAK_LR,
+        warmup=200,
+        weight_decay=1e-3,
+        ema_decay=0.999,
+    )
     for name, module in modules.items():
         module.load_state_dict(weights[name])
     return unet.eval(), text_encoder.eval()
 
 
-def pipeline(vae: AutoencoderKL, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, merges: list[str]) -> StableDiffusionPipeline:
+def pipeline(
+    vae: AutoencoderKL, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, merges: list[str]
+) -> StableDiffusionPipeline:
     """The finished pipeline with DPM-Solver++; ``trailing`` spacing starts at the pure noise the schedule ends in."""
     return StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=diffusers_tokenizer(merges),
         unet=unet,
-        scheduler=DPMSolverMultistepScheduler(**SCHEDULE, algorithm_type="dpmsolver++", solver_order=2, steps_offset=1, timestep_spacing="trailing"),
+        scheduler=DPMSolverMultistepScheduler(
+            **SCHEDULE, algorithm_type="dpmsolver++", solver_order=2, steps_offset=1, timestep_spacing="trailing"
+        ),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

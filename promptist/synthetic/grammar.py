@@ -117,13 +117,13 @@ def contents() -> list[Content]:
 
 
 def is_held_out(content: Content) -> bool:
-    """Every fifth content, in a Latin pattern: each object, colour, place and pair of them stays present in training."""
+    """Every fifth content, in a Latin pattern: each object, colour, place and pair of them stays in training."""
     index = OBJECTS.index(content.object) + COLOURS.index(content.colour) + 2 * PLACES.index(content.place)
     return index % 5 == 0
 
 
 def rating(content: Content, phrases: tuple[str, ...]) -> float:
-    """The procedural human rating of a picture of ``content`` with these modifiers, before rater noise (about 3 to 8)."""
+    """The procedural human rating of a picture with these modifiers, before rater noise (about 3 to 8)."""
     effects = [MODIFIER_BY_PHRASE[phrase].effect_on(content) for phrase in phrases]
     total = 0.0
     for sign in (1, -1):

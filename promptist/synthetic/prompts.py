@@ -1,7 +1,7 @@
 """What the people of the miniature world write: plain prompts, human-engineered prompts, and the pairs made of them.
 
-Their taste is imperfect on purpose and was fixed before any PPO run: they like what raises the rating, only roughly know
-when it does, love a few modifiers that do nothing, sometimes pick one that spoils the picture, and seldom hide it.
+Their taste is imperfect on purpose and was fixed before any PPO run: they like what raises the rating, only roughly
+know when it does, love a few modifiers that do nothing, sometimes pick one that spoils the picture, and seldom hide it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def engineer(content: Content, rng: np.random.Generator) -> tuple[str, ...]:
     return tuple(grammar.MODIFIERS[index].phrase for index in np.argsort(-keys)[:count])
 
 
-def user_caption(content: Content, rng: np.random.Generator, templates: tuple[str, ...] = grammar.USER_TEMPLATES) -> str:
+def user_caption(
+    content: Content, rng: np.random.Generator, templates: tuple[str, ...] = grammar.USER_TEMPLATES
+) -> str:
     return grammar.caption(content, templates[rng.integers(len(templates))], int(rng.integers(6)), int(rng.integers(6)))
 
 
@@ -81,7 +83,9 @@ def labels() -> tuple[list[str], list[str]]:
     return train, held
 
 
-def _distinct(contents: Iterable[Content], templates: tuple[str, ...], count: int, *key: str | int) -> list[tuple[Content, str]]:
+def _distinct(
+    contents: Iterable[Content], templates: tuple[str, ...], count: int, *key: str | int
+) -> list[tuple[Content, str]]:
     """``count`` different captions; contents take turns in a shuffled order."""
     pool = list(contents)
     chosen: dict[str, Content] = {}
@@ -101,7 +105,9 @@ def _distinct(contents: Iterable[Content], templates: tuple[str, ...], count: in
 def evaluation_prompts(seed: int) -> list[dict[str, Any]]:
     """Held-out prompts: user inputs with a human-engineered version, captions of unseen templates, labels."""
     rows: list[dict[str, Any]] = []
-    for index, (content, text) in enumerate(_distinct(HELD_OUT_CONTENTS, grammar.USER_TEMPLATES, EVAL_IN_DOMAIN, seed, "eval-user")):
+    for index, (content, text) in enumerate(
+        _distinct(HELD_OUT_CONTENTS, grammar.USER_TEMPLATES, EVAL_IN_DOMAIN, seed, "eval-user")
+    ):
         human = grammar.prompt(text, engineer(content, counter_rng.generator(seed, "eval-human", index)))
         rows.append({"prompt": text, "set": "in-domain", "human": human})
     for _, text in _distinct(HELD_OUT_CONTENTS, grammar.CAPTION_TEMPLATES, EVAL_OUT_OF_DOMAIN, seed, "eval-caption"):
@@ -113,7 +119,7 @@ def evaluation_prompts(seed: int) -> list[dict[str, Any]]:
 
 
 def validation_prompts(seed: int, count: int = 48) -> list[str]:
-    """Plain prompts PPO validates on: training contents in a wording drawn apart (the held-out ones stay for evaluation)."""
+    """Plain prompts PPO validates on: training contents, drawn apart (the held-out ones stay for evaluation)."""
     return [text for _, text in _distinct(TRAIN_CONTENTS, grammar.USER_TEMPLATES, count, seed, "ppo-valid")]
 
 
@@ -121,7 +127,9 @@ def write_all(folder: Path, seed: int) -> dict[str, int]:
     """Writes every data file of the demo below ``folder`` and returns the number of lines of each."""
     valid = validation_prompts(seed)
     users = [text for _, text in _distinct(TRAIN_CONTENTS, grammar.USER_TEMPLATES, USER_PROMPTS, seed, "rl-user")]
-    captions = [text for _, text in _distinct(TRAIN_CONTENTS, grammar.CAPTION_TEMPLATES, CAPTION_PROMPTS, seed, "rl-caption")]
+    captions = [
+        text for _, text in _distinct(TRAIN_CONTENTS, grammar.CAPTION_TEMPLATES, CAPTION_PROMPTS, seed, "rl-caption")
+    ]
     files: dict[str, list[str]] = {
         "pairs/train.jsonl": [json.dumps(pair) for pair in training_pairs(seed, "train", TARGETS)],
         "pairs/valid.jsonl": [json.dumps(pair) for pair in training_pairs(seed, "valid", VALIDATION_TARGETS)],

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from promptist import rng as counter_rng
 from promptist.reward.messages import ImageRequest
 from promptist.reward.model import RewardConfig, RewardModel
-from promptist.synthetic import contrastive, grammar, scenes
+from promptist.synthetic import grammar, scenes
 from promptist.synthetic.grammar import Content
 from promptist.synthetic.judge import held_out_accuracy, load_judge, verdicts
 from promptist.synthetic.prompts import engineer, user_caption
@@ -57,7 +57,9 @@ def _held_out(count: int, seed: int, purpose: str) -> tuple[list[Content], list[
     return contents, [user_caption(c, counter_rng.generator(seed, purpose, i)) for i, c in enumerate(contents)]
 
 
-def _retrieval(model: RewardModel, pictures: torch.Tensor, texts: list[str], contents: list[Content], group: int = 64) -> dict[str, float]:
+def _retrieval(
+    model: RewardModel, pictures: torch.Tensor, texts: list[str], contents: list[Content], group: int = 64
+) -> dict[str, float]:
     """Top-1 share among ``group`` captions, and how often the top caption has the right object, colour, place."""
     images = torch.cat([model.clip.encode_images((part + 1) / 2) for part in pictures.split(model.batch)])
     embedded = model.clip.encode_texts(texts)
@@ -79,8 +81,10 @@ def _shift(after: np.ndarray, before: np.ndarray) -> dict[str, float]:
     return {"mean": float(difference.mean()), "low": float(low), "high": float(high)}
 
 
-def measure(config: RewardConfig, assets: Path, *, plain: int = 288, per_modifier: int = 48, seed: int = SEED) -> dict[str, Any]:
-    """All figures of the world's quality. ``plain`` held-out plain captions, ``per_modifier`` pictures of each modifier."""
+def measure(
+    config: RewardConfig, assets: Path, *, plain: int = 288, per_modifier: int = 48, seed: int = SEED
+) -> dict[str, Any]:
+    """All figures, from ``plain`` held-out plain captions and ``per_modifier`` pictures of each modifier."""
     model, judge = RewardModel(config), load_judge(assets)
     contents, captions = _held_out(plain, seed, "quality-captions")
     painted = paint(model, captions, captions, [0] * plain, "plain captions")
@@ -88,7 +92,10 @@ def measure(config: RewardConfig, assets: Path, *, plain: int = 288, per_modifie
     rng = counter_rng.generator(seed, "quality-renders")
     rendered = torch.from_numpy(scenes.render_scenes([scenes.Scene(c, ()) for c in contents], rng))
 
-    engineered = [grammar.prompt(t, engineer(c, counter_rng.generator(seed, "quality-human", i))) for i, (c, t) in enumerate(zip(contents, captions, strict=True))]
+    engineered = [
+        grammar.prompt(t, engineer(c, counter_rng.generator(seed, "quality-human", i)))
+        for i, (c, t) in enumerate(zip(contents, captions, strict=True))
+    ]
     human = paint(model, engineered, captions, [0] * plain, "human-engineered")
     rating_std = float(np.concatenate([painted.aesthetic, human.aesthetic]).std(ddof=1))
 
@@ -108,13 +115,20 @@ def measure(config: RewardConfig, assets: Path, *, plain: int = 288, per_modifie
     return {
         "plain_captions": plain,
         "judge_on_held_out_renders": held_out_accuracy(judge, seed),
-        "generated": {"object": float(objects.mean()), "colour": float(colours.mean()), "both": float((objects & colours).mean())},
+        "generated": {
+            "object": float(objects.mean()),
+            "colour": float(colours.mean()),
+            "both": float((objects & colours).mean()),
+        },
         "retrieval_rendered": _retrieval(model, rendered, captions, contents),
         "retrieval_generated": _retrieval(model, painted.pictures, captions, contents),
         "cosine": {"median": threshold, "std": spread},
         "hinge": {"slope": slope, "offset": slope * threshold},
         "rating_std": rating_std,
-        "human_minus_user": {"rating": _shift(human.aesthetic, painted.aesthetic), "relevance": _shift(human.cosine, painted.cosine)},
+        "human_minus_user": {
+            "rating": _shift(human.aesthetic, painted.aesthetic),
+            "relevance": _shift(human.cosine, painted.cosine),
+        },
         "modifiers": modifiers,
     }
 
@@ -134,7 +148,10 @@ def verdict(result: dict[str, Any]) -> dict[str, bool]:
     return {
         "judge right on at least 95 % of held-out renders": result["judge_on_held_out_renders"] >= 0.95,
         "object and colour right in at least 80 % of generated pictures": result["generated"]["both"] >= 0.80,
-        **{f"at least 3 modifiers that {sort} shift the rating by 0.3 standard deviations": n >= 3 for sort, n in strong.items()},
+        **{
+            f"at least 3 modifiers that {sort} shift the rating by 0.3 standard deviations": n >= 3
+            for sort, n in strong.items()
+        },
         "those that hide lower the relevance": hidden,
     }
 
@@ -147,23 +164,37 @@ def markdown(result: dict[str, Any]) -> str:
         "judge: object right on generated pictures": result["generated"]["object"],
         "judge: colour right on generated pictures": result["generated"]["colour"],
         "judge: both right on generated pictures": result["generated"]["both"],
-        **{f"CLIP, rendered pictures, {key} among 64 captions": value for key, value in result["retrieval_rendered"].items()},
-        **{f"CLIP, generated pictures, {key} among 64 captions": value for key, value in result["retrieval_generated"].items()},
+        **{
+            f"CLIP, rendered pictures, {key} among 64 captions": value
+            for key, value in result["retrieval_rendered"].items()
+        },
+        **{
+            f"CLIP, generated pictures, {key} among 64 captions": value
+            for key, value in result["retrieval_generated"].items()
+        },
     }
     lines += [f"| {name} | {100 * value:.1f} % |" for name, value in share.items()]
     lines += [
-        f"| cosine of plain prompts with their pictures: median, standard deviation | {result['cosine']['median']:.3f}, {result['cosine']['std']:.3f} |",
+        "| cosine of plain prompts with their pictures: median, standard deviation "
+        f"| {result['cosine']['median']:.3f}, {result['cosine']['std']:.3f} |",
         f"| hinge: slope, offset | {result['hinge']['slope']:.2f}, {result['hinge']['offset']:.2f} |",
         f"| standard deviation of the rating (plain and human-engineered prompts) | {result['rating_std']:.3f} |",
         "",
-        "| modifier | sort | true shift | shift of the rating, 95 % interval | in standard deviations | shift of the cosine, 95 % interval |",
+        "| modifier | sort | true shift | shift of the rating, 95 % interval | in standard deviations "
+        "| shift of the cosine, 95 % interval |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for phrase, entry in result["modifiers"].items():
         r, c = entry["rating"], entry["relevance"]
         lines.append(
-            f"| {phrase} | {entry['sort']} | {entry['true']:+.2f} | {r['mean']:+.2f} ({r['low']:+.2f} to {r['high']:+.2f}) | "
+            f"| {phrase} | {entry['sort']} | {entry['true']:+.2f} "
+            f"| {r['mean']:+.2f} ({r['low']:+.2f} to {r['high']:+.2f}) | "
             f"{r['mean'] / result['rating_std']:+.2f} | {c['mean']:+.3f} ({c['low']:+.3f} to {c['high']:+.3f}) |"
         )
-    lines += ["", "| demand | met |", "| --- | --- |", *(f"| {name} | {'yes' if met else '**no**'} |" for name, met in verdict(result).items())]
+    lines += [
+        "",
+        "| demand | met |",
+        "| --- | --- |",
+        *(f"| {name} | {'yes' if met else '**no**'} |" for name, met in verdict(result).items()),
+    ]
     return "\n".join(lines) + "\n"

@@ -102,8 +102,13 @@ def _beach(draw: ImageDraw.ImageDraw, horizon: int, shift: float, rng: np.random
     draw.rectangle((0, sea, BIG, BIG), fill=(24, 118, 190))
     for row, tone in ((12, 40), (24, 60)):
         draw.line((0, sea + row, BIG, sea + row), fill=(24 + tone, 118 + tone, 205), width=3)
-    draw.polygon([(0, horizon + 4), (BIG // 2, horizon - 6 + shift / 3), (BIG, horizon + 8), (BIG, BIG), (0, BIG)], fill=(240, 214, 150))
-    draw.line([(0, horizon + 4), (BIG // 2, horizon - 6 + shift / 3), (BIG, horizon + 8)], fill=(255, 255, 255), width=5)
+    draw.polygon(
+        [(0, horizon + 4), (BIG // 2, horizon - 6 + shift / 3), (BIG, horizon + 8), (BIG, BIG), (0, BIG)],
+        fill=(240, 214, 150),
+    )
+    draw.line(
+        [(0, horizon + 4), (BIG // 2, horizon - 6 + shift / 3), (BIG, horizon + 8)], fill=(255, 255, 255), width=5
+    )
     draw.ellipse((26 + shift, 18, 66 + shift, 58), fill=(255, 246, 190))
     return sea
 
@@ -122,8 +127,20 @@ def _meadow(draw: ImageDraw.ImageDraw, horizon: int, shift: float, rng: np.rando
 
 def _desert(draw: ImageDraw.ImageDraw, horizon: int, shift: float, rng: np.random.Generator) -> float:
     draw.ellipse((178 + shift, 22, 228 + shift, 72), fill=(255, 250, 225))
-    draw.polygon([(0, horizon), (70 + shift, horizon - 40), (150 + shift, horizon - 6), (BIG, horizon - 34), (BIG, BIG), (0, BIG)], fill=(222, 160, 88))
-    draw.polygon([(0, horizon + 8), (110 - shift, horizon + 2), (BIG, horizon + 26), (BIG, BIG), (0, BIG)], fill=(206, 138, 66))
+    draw.polygon(
+        [
+            (0, horizon),
+            (70 + shift, horizon - 40),
+            (150 + shift, horizon - 6),
+            (BIG, horizon - 34),
+            (BIG, BIG),
+            (0, BIG),
+        ],
+        fill=(222, 160, 88),
+    )
+    draw.polygon(
+        [(0, horizon + 8), (110 - shift, horizon + 2), (BIG, horizon + 26), (BIG, BIG), (0, BIG)], fill=(206, 138, 66)
+    )
     for row in range(3):
         y = horizon + 44 + row * 18
         draw.arc((-40 + 30 * row + shift, y, 180 + 30 * row + shift, y + 20), 190, 340, fill=(186, 118, 54), width=3)
@@ -170,8 +187,18 @@ def _mountains(draw: ImageDraw.ImageDraw, horizon: int, shift: float, rng: np.ra
         top = horizon - peak
         draw.polygon([(x, top), (x - half, horizon + 20), (x + half, horizon + 20)], fill=(104, 112, 150))
         draw.polygon([(x, top), (x + half, horizon + 20), (x + half * 0.2, horizon + 20)], fill=(84, 90, 130))
-        draw.polygon([(x, top), (x - half * 0.28, top + peak * 0.33), (x, top + peak * 0.24), (x + half * 0.28, top + peak * 0.33)], fill=(248, 250, 255))
-    draw.polygon([(0, horizon + 10), (BIG // 2, horizon - 4), (BIG, horizon + 12), (BIG, BIG), (0, BIG)], fill=(74, 128, 92))
+        draw.polygon(
+            [
+                (x, top),
+                (x - half * 0.28, top + peak * 0.33),
+                (x, top + peak * 0.24),
+                (x + half * 0.28, top + peak * 0.33),
+            ],
+            fill=(248, 250, 255),
+        )
+    draw.polygon(
+        [(0, horizon + 10), (BIG // 2, horizon - 4), (BIG, horizon + 12), (BIG, BIG), (0, BIG)], fill=(74, 128, 92)
+    )
     draw.rectangle((0, horizon + 40, BIG, BIG), fill=(62, 112, 80))
     return horizon - 70
 
@@ -185,13 +212,15 @@ _SCENERY: dict[str, Callable[[ImageDraw.ImageDraw, int, float, np.random.Generat
     "mountains": _mountains,
 }
 
-# --- objects: drawn in a unit box, (0, 0) top left, (1, 1) bottom right ------------------------------------------------
+# --- objects: drawn in a unit box, (0, 0) top left, (1, 1) bottom right --------------------------------------
 
 
 class _Pen:
     """Draws an object's parts in its unit box: body in the colour, details in fixed tones, all with one outline."""
 
-    def __init__(self, draw: ImageDraw.ImageDraw, box: tuple[float, float, float], colour: tuple[int, int, int]) -> None:
+    def __init__(
+        self, draw: ImageDraw.ImageDraw, box: tuple[float, float, float], colour: tuple[int, int, int]
+    ) -> None:
         self.draw, self.box, self.colour = draw, box, colour
         self.outline = tuple(int(c * 0.36) for c in colour)
 
@@ -226,7 +255,9 @@ def _house(p: _Pen) -> None:
 def _car(p: _Pen) -> None:
     p.polygon([(0.24, 0.64), (0.36, 0.40), (0.68, 0.40), (0.82, 0.64)], _GLASS)
     p.polygon([(0.0, 0.66), (0.10, 0.60), (0.92, 0.60), (1.0, 0.68), (1.0, 0.88), (0.0, 0.88)])
-    p.polygon([(0.24, 0.62), (0.36, 0.40), (0.68, 0.40), (0.82, 0.62), (0.74, 0.62), (0.65, 0.46), (0.40, 0.46), (0.32, 0.62)])
+    p.polygon(
+        [(0.24, 0.62), (0.36, 0.40), (0.68, 0.40), (0.82, 0.62), (0.74, 0.62), (0.65, 0.46), (0.40, 0.46), (0.32, 0.62)]
+    )
     for x in (0.22, 0.76):
         p.ellipse(x - 0.13, 0.75, x + 0.13, 1.01, _DARK)
         p.ellipse(x - 0.05, 0.83, x + 0.05, 0.93, (200, 200, 205))
@@ -268,7 +299,9 @@ def _balloon(p: _Pen) -> None:
 def _mushroom(p: _Pen) -> None:
     p.polygon([(0.38, 0.5), (0.62, 0.5), (0.68, 1.0), (0.32, 1.0)], _CREAM)
     left, top, side = p.box
-    p.draw.pieslice((left, top + 0.04 * side, left + side, top + 1.08 * side), 180, 360, fill=p.colour, outline=p.outline, width=5)
+    p.draw.pieslice(
+        (left, top + 0.04 * side, left + side, top + 1.08 * side), 180, 360, fill=p.colour, outline=p.outline, width=5
+    )
     dot = (255, 255, 255) if p.colour != RGB["white"] else (200, 70, 70)
     for x, y, r in ((0.28, 0.36, 0.08), (0.56, 0.22, 0.09), (0.76, 0.42, 0.06)):
         p.draw.ellipse([*p.at([(x - r, y - r), (x + r, y + r)])[0], *p.at([(x + r, y + r)])[0]], fill=dot)
@@ -295,7 +328,11 @@ def _cat(p: _Pen) -> None:
     p.line([(0.74, 0.92), (0.94, 0.84), (0.96, 0.62)], p.colour, 12)
     p.ellipse(0.20, 0.48, 0.80, 1.02)
     for x in (0.18, 0.58):
-        p.polygon([(x, 0.30), (x + 0.02, -0.02), (x + 0.24, 0.16)] if x < 0.5 else [(x, 0.16), (x + 0.22, -0.02), (x + 0.24, 0.30)])
+        p.polygon(
+            [(x, 0.30), (x + 0.02, -0.02), (x + 0.24, 0.16)]
+            if x < 0.5
+            else [(x, 0.16), (x + 0.22, -0.02), (x + 0.24, 0.30)]
+        )
     p.ellipse(0.14, 0.10, 0.86, 0.62)
     for x in (0.33, 0.67):
         p.ellipse(x - 0.055, 0.29, x + 0.055, 0.42, _DARK)
@@ -358,7 +395,9 @@ def _vibrant(picture: Array, layers: Layers) -> Array:
 
 def _cinematic(picture: Array, layers: Layers) -> Array:
     grey = _grey(picture)
-    toned = _mix(picture, (0.02, 0.26, 0.34), 0.36 * (1 - grey)) * (0.92 + 0.16 * grey * np.array([1.1, 0.9, 0.6], np.float32))
+    toned = _mix(picture, (0.02, 0.26, 0.34), 0.36 * (1 - grey)) * (
+        0.92 + 0.16 * grey * np.array([1.1, 0.9, 0.6], np.float32)
+    )
     toned = toned * (1.08 - 0.75 * np.clip(((XX - 0.5) ** 2 + (YY - 0.5) ** 2) * 1.5, 0, 1)[..., None])
     bar = ((YY < 0.09) | (YY > 0.91))[..., None]
     return np.where(bar, 0.03, toned)
@@ -377,7 +416,10 @@ def _starry(layers: Layers) -> None:
 def _neon(layers: Layers) -> None:
     halo = np.clip(_blur(layers.alpha, 4.5) * 1.5, 0, 1)
     dark = layers.background * np.array([0.42, 0.30, 0.60], np.float32) + np.array([0.06, 0.0, 0.12], np.float32)
-    tone = np.array([0.0, 0.95, 1.0], np.float32) * (1 - XX[..., None]) + np.array([1.0, 0.1, 0.9], np.float32) * XX[..., None]
+    tone = (
+        np.array([0.0, 0.95, 1.0], np.float32) * (1 - XX[..., None])
+        + np.array([1.0, 0.1, 0.9], np.float32) * XX[..., None]
+    )
     layers.background = np.clip(dark + halo * tone * 0.95, 0, 1)
     layers.paint = np.clip(layers.paint * 1.08, 0, 1)
 
@@ -387,7 +429,9 @@ def _rainbow(layers: Layers) -> None:
     bands = ((255, 50, 50), (255, 150, 30), (255, 235, 60), (70, 210, 90), (60, 130, 255), (150, 80, 220))
     for index, band in enumerate(bands):
         ring = np.exp(-(((radius - (0.68 - 0.037 * index)) / 0.020) ** 2))[..., None] * 0.9
-        layers.background = _mix(layers.background, np.array(band, np.float32) / 255, ring * np.clip(layers.sky + 0.15, 0, 1))
+        layers.background = _mix(
+            layers.background, np.array(band, np.float32) / 255, ring * np.clip(layers.sky + 0.15, 0, 1)
+        )
 
 
 def _pastel(picture: Array, layers: Layers) -> Array:
@@ -447,7 +491,11 @@ def _silhouette(layers: Layers) -> None:
 def _fireworks(picture: Array, layers: Layers) -> Array:
     picture = picture * np.array([0.22, 0.20, 0.34], np.float32)
     angle_step = np.pi / 7
-    for x, y, colour in ((0.32, 0.34, (1.0, 0.75, 0.2)), (0.68, 0.50, (0.35, 0.85, 1.0)), (0.36, 0.74, (1.0, 0.35, 0.65))):
+    for x, y, colour in (
+        (0.32, 0.34, (1.0, 0.75, 0.2)),
+        (0.68, 0.50, (0.35, 0.85, 1.0)),
+        (0.36, 0.74, (1.0, 0.35, 0.65)),
+    ):
         x, y = x + layers.rng.uniform(-0.05, 0.05), y + layers.rng.uniform(-0.05, 0.05)
         distance = np.sqrt((XX - x) ** 2 + (YY - y) ** 2)
         angle = np.arctan2(YY - y, XX - x)
@@ -464,7 +512,11 @@ def _galaxy(picture: Array, layers: Layers) -> Array:
     arms = (0.5 + 0.5 * np.cos(2 * angle - 13 * distance + turn)) * np.exp(-((distance / 0.40) ** 2))
     core = np.exp(-((distance / 0.11) ** 2))
     space = np.zeros_like(picture) + np.array([0.04, 0.02, 0.12], np.float32)
-    space = space + arms[..., None] * np.array([0.62, 0.38, 0.98], np.float32) + core[..., None] * np.array([1.0, 0.92, 0.75], np.float32)
+    space = (
+        space
+        + arms[..., None] * np.array([0.62, 0.38, 0.98], np.float32)
+        + core[..., None] * np.array([1.0, 0.92, 0.75], np.float32)
+    )
     for _ in range(24):
         space = space + 0.8 * _glow(layers.rng.uniform(0, 1), layers.rng.uniform(0, 1), 0.012)
     return _mix(picture, np.clip(space, 0, 1), 0.92)
@@ -474,7 +526,9 @@ def _swirls(picture: Array, layers: Layers) -> Array:
     turn = layers.rng.uniform(0, 2 * np.pi)
     wave = np.sin(9 * XX + 3.2 * np.sin(6 * YY + turn) + turn) * 0.5 + 0.5
     other = np.sin(8 * YY + 3.0 * np.cos(5 * XX - turn)) * 0.5 + 0.5
-    swirl = np.stack([0.95 * wave + 0.05, 0.25 + 0.5 * other * (1 - wave) + 0.2 * wave, 0.9 - 0.7 * wave * other], axis=-1).astype(np.float32)
+    swirl = np.stack(
+        [0.95 * wave + 0.05, 0.25 + 0.5 * other * (1 - wave) + 0.2 * wave, 0.9 - 0.7 * wave * other], axis=-1
+    ).astype(np.float32)
     return _mix(picture, swirl, 0.90)
 
 

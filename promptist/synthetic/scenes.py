@@ -1,4 +1,4 @@
-"""Random scenes: what is in a training picture and how it is captioned. Every draw comes from the generator passed in."""
+"""Random scenes: what is in a training picture and how it is captioned. Every draw is the generator's."""
 
 from __future__ import annotations
 

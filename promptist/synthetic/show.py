@@ -17,7 +17,7 @@ COLUMNS = 12
 
 
 def contact_sheet(config: RewardConfig, path: Path) -> Path:
-    """Writes held-out contents (two rows rendered, the same two generated) and one picture of each modifier, likewise."""
+    """Held-out contents (two rows rendered, the same generated) and one picture of each modifier, likewise."""
     contents = [scenes.HELD_OUT_CONTENTS[i * 4 % len(scenes.HELD_OUT_CONTENTS)] for i in range(2 * COLUMNS)]
     drawn = [scenes.Scene(content, ()) for content in contents]
     drawn += [scenes.Scene(contents[i % len(contents)], (m.phrase,)) for i, m in enumerate(grammar.MODIFIERS)]
@@ -30,7 +30,9 @@ def contact_sheet(config: RewardConfig, path: Path) -> Path:
     rows = []
     for start in range(0, len(drawn), COLUMNS):
         for pictures in (rendered, generated):
-            strip = ((pictures[start : start + COLUMNS].transpose(0, 2, 3, 1) + 1) * 127.5).clip(0, 255).astype(np.uint8)
+            strip = (
+                ((pictures[start : start + COLUMNS].transpose(0, 2, 3, 1) + 1) * 127.5).clip(0, 255).astype(np.uint8)
+            )
             rows.append(np.concatenate(list(strip), axis=1))
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet = Image.fromarray(np.concatenate(rows, axis=0))

@@ -1,4 +1,4 @@
-"""One training loop for every part of the miniature world: seeded by step, stoppable at any time, resumed where it stopped."""
+"""One training loop for every part of the miniature world: seeded by step, stoppable, resumed where it stopped."""
 
 from __future__ import annotations
 
@@ -86,7 +86,9 @@ def train(
         start = state["step"]
 
     def weights() -> dict[str, dict[str, torch.Tensor]]:
-        return {key: averages[key].shadow if key in averages else module.state_dict() for key, module in modules.items()}
+        return {
+            key: averages[key].shadow if key in averages else module.state_dict() for key, module in modules.items()
+        }
 
     def save(step: int) -> None:
         state = {

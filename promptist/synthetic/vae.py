@@ -14,7 +14,7 @@ from promptist.synthetic.training import train
 
 # First both halves; then the encoder is frozen, so that the diffusion model can start on its latents while the decoder
 # goes on learning to paint them sharply.
-STEPS, DECODER_STEPS, BATCH, PEAK_LR = 1400, 3200, 24, 2e-3
+STEPS, DECODER_STEPS, BATCH, PEAK_LR = 1400, 2000, 24, 2e-3
 
 
 def build() -> AutoencoderKL:
@@ -59,7 +59,9 @@ def train_vae(folder: Path, seed: int, *, steps: int = STEPS, device: str = "cpu
     return vae.eval()
 
 
-def train_decoder(vae: AutoencoderKL, folder: Path, seed: int, *, steps: int = DECODER_STEPS, device: str = "cpu") -> AutoencoderKL:
+def train_decoder(
+    vae: AutoencoderKL, folder: Path, seed: int, *, steps: int = DECODER_STEPS, device: str = "cpu"
+) -> AutoencoderKL:
     """Goes on training the decoder of a finished autoencoder on its frozen latents (the posterior's mean)."""
     halves = {"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv}
 

@@ -1,4 +1,4 @@
-"""Tokenizers of the miniature world, trained on its own corpus: CLIP-style BPE for both image models, byte-level BPE for GPT-2."""
+"""CLIP-style BPE of the miniature world, trained on its own corpus, for both image models."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ def train_clip_merges(seed: int) -> list[str]:
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.Digits(individual_digits=True)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Whitespace(), pre_tokenizers.Digits(individual_digits=True)]
+    )
     trainer = trainers.BpeTrainer(vocab_size=CLIP_MERGES + 64, end_of_word_suffix="</w>", show_progress=False)
     tokenizer.train_from_iterator(corpus(CORPUS_LINES, counter_rng.generator(seed, "clip-corpus")), trainer)
     import json
@@ -38,7 +40,7 @@ def clip_vocabulary(merges: list[str]) -> dict[str, int]:
 
 
 def write_open_clip_bpe(merges: list[str], path: Path) -> None:
-    """The gzip file open_clip's SimpleTokenizer reads. No newline at its end: it would count as a merge and shift every id."""
+    """The file open_clip's SimpleTokenizer reads. No newline at its end: it would count as a merge, shifting ids."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with gzip.GzipFile(path, "wb", mtime=0) as file:
         file.write("\n".join(["#version: miniature", *merges]).encode())

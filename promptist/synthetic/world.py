@@ -1,11 +1,11 @@
 """Builds the miniature world from nothing and writes it in the standard on-disk formats.
 
-    assets/diffusion/               diffusers StableDiffusionPipeline folder
-    assets/clip/                    open_clip_config.json, open_clip_model.safetensors, bpe.txt.gz
-    assets/aesthetic.safetensors    affine head over that CLIP's embedding
-    assets/gpt2/                    config.json and byte-level BPE tokenizer of the small GPT-2 (weights come from SFT)
-    assets/judge.safetensors        classifier for quality checks only
-    assets/world.json               seed, versions, what was measured while building
+assets/diffusion/               diffusers StableDiffusionPipeline folder
+assets/clip/                    open_clip_config.json, open_clip_model.safetensors, bpe.txt.gz
+assets/aesthetic.safetensors    affine head over that CLIP's embedding
+assets/gpt2/                    config.json and byte-level BPE tokenizer of the small GPT-2 (weights come from SFT)
+assets/judge.safetensors        classifier for quality checks only
+assets/world.json               seed, versions, what was measured while building
 """
 
 from __future__ import annotations
@@ -37,7 +37,14 @@ def stages(build: Path, seed: int, device: str) -> dict[str, torch.nn.Module | l
     unet, text_encoder = diffusion.train_diffusion(build, autoencoder, merges, seed, device=device)
     autoencoder = vae.train_decoder(autoencoder, build, seed, device=device)
     clip = contrastive.train_clip(build, merges, seed, device=device)
-    return {"merges": merges, "vae": autoencoder, "unet": unet, "text_encoder": text_encoder, "clip": clip, "judge": judge.train_judge(build, seed)}
+    return {
+        "merges": merges,
+        "vae": autoencoder,
+        "unet": unet,
+        "text_encoder": text_encoder,
+        "clip": clip,
+        "judge": judge.train_judge(build, seed),
+    }
 
 
 def build_world(build: Path, out: Path, *, seed: int = SEED, device: str = "cpu") -> None:
@@ -58,12 +65,17 @@ def write_world(parts: dict, out: Path, seed: int) -> None:  # type: ignore[type
     save_file({"weight": weight[None], "bias": torch.tensor([bias])}, out / "aesthetic.safetensors")
     judge.write_judge(parts["judge"], out)
     write_gpt2(out / "gpt2", seed)
-    versions = {name: metadata.version(name) for name in ("torch", "diffusers", "transformers", "open_clip_torch", "tokenizers")}
+    versions = {
+        name: metadata.version(name) for name in ("torch", "diffusers", "transformers", "open_clip_torch", "tokenizers")
+    }
     facts = {"seed": seed, "versions": versions, "aesthetic_head_r2_on_held_out_renders": round(r2, 4)}
     (out / "world.json").write_text(json.dumps(facts, indent=2) + "\n")
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     if size > SIZE_LIMIT:
-        raise UserError(f"the world in {out} takes {size / 2**20:.1f} MB, more than the {SIZE_LIMIT / 2**20:.0f} MB that may be shipped: make a model smaller")
+        raise UserError(
+            f"the world in {out} takes {size / 2**20:.1f} MB, more than the {SIZE_LIMIT / 2**20:.0f} MB "
+            "that may be shipped: make a model smaller"
+        )
 
 
 def write_gpt2(folder: Path, seed: int) -> None:
@@ -73,15 +85,27 @@ def write_gpt2(folder: Path, seed: int) -> None:
 
     tokenizer = ByteLevelBPETokenizer()
     tokenizer.train_from_iterator(
-        prompts.corpus_for_gpt2(seed), vocab_size=vocabulary.GPT2_VOCABULARY, special_tokens=["<|endoftext|>"], show_progress=False
+        prompts.corpus_for_gpt2(seed),
+        vocab_size=vocabulary.GPT2_VOCABULARY,
+        special_tokens=["<|endoftext|>"],
+        show_progress=False,
     )
     folder.mkdir(parents=True, exist_ok=True)
     special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer._tokenizer, model_max_length=GPT2["n_positions"], **special)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer._tokenizer, model_max_length=GPT2["n_positions"], **special
+    )
     fast.save_pretrained(folder)
     end = fast.convert_tokens_to_ids("<|endoftext|>")
     config = GPT2Config(
-        **GPT2, vocab_size=len(fast), bos_token_id=end, eos_token_id=end, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, architectures=["GPT2LMHeadModel"]
+        **GPT2,
+        vocab_size=len(fast),
+        bos_token_id=end,
+        eos_token_id=end,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        architectures=["GPT2LMHeadModel"],
     )
     config.save_pretrained(folder)
 
