@@ -36,15 +36,21 @@ class Stopwatch:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
 
-    def metrics(self, images: float, waited_s: float) -> dict[str, float]:
-        """`time/iteration` and `time/PHASE` in seconds, `time/images_per_s` of all ranks, and
-        `time/wait_share`, the part of the iteration in which this rank waited for scores."""
+    def metrics(self, images: float, painting: Mapping[str, float]) -> dict[str, float]:
+        """`time/iteration` and `time/PHASE` in seconds, `time/images_per_s` of all ranks, `time/wait_share`,
+        the part of the iteration in which this rank waited for scores, and `time/busy_rank_R`, the part of its
+        time in which reward rank R painted. `painting`: the reward client's figures of this rank."""
         whole = max(time.monotonic() - self.started, 1e-9)
         return {
             "time/iteration": whole,
             **{f"time/{name}": seconds for name, seconds in self.seconds.items()},
             "time/images_per_s": images / whole,
-            "time/wait_share": waited_s / whole,
+            "time/wait_share": painting["reward/waited_s"] / whole,
+            **{
+                name.replace("reward/", "time/"): share
+                for name, share in painting.items()
+                if name.startswith("reward/busy_rank_")
+            },
         }
 
 

@@ -116,7 +116,7 @@ def train(job: PPOJob, world: World, run: RunFolder, stop: Preemption, device: t
             journal.write_all(run.path, step, everyone)
         if leads and kept:
             journal.write_samples(run.path, step, [r for r in everyone if r.row < kept], job.reward.terms)
-        metrics |= watch.metrics(metrics["images"], painting["reward/waited_s"])
+        metrics |= watch.metrics(metrics["images"], painting)
         metrics["time/eta_s"] = progress.pace(metrics["time/iteration"]) * (ppo.iterations - step)
         metric_log.log(step, metrics)
         log.info("%s", journal.line(step, ppo.iterations, metrics))
