@@ -28,9 +28,9 @@ REPHRASED = (
     "{colour} {object} standing {place}",
 )
 TARGETS = 8_000
-VALIDATION_TARGETS = 400
+VALIDATION_TARGETS = 100
 USER_PROMPTS, CAPTION_PROMPTS = 600, 600  # so few that the cache of plain pictures is hit within a demo
-EVAL_IN_DOMAIN, EVAL_OUT_OF_DOMAIN, EVAL_LABELS = 160, 64, 16
+EVAL_IN_DOMAIN, EVAL_OUT_OF_DOMAIN, EVAL_LABELS = 128, 48, 16
 
 
 def engineer(content: Content, rng: np.random.Generator) -> tuple[str, ...]:
