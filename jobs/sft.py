@@ -29,6 +29,11 @@ def main(argv: list[str]) -> int:
     job = load(SFTJob, arguments.config, arguments.overrides)
     world = join_world()
     job.micro_batches(world.size)
+    if not (Path(job.run.root) / job.run.name / "config.yaml").exists():
+        from promptist.sft.trainer import check_inputs
+
+        check_inputs(job)
+    world.barrier()  # every rank has looked before the first one makes the folder
     run = open_run(job.run, job, world)
     if world.share_all(run.is_done):
         if world.leads:

@@ -177,7 +177,7 @@ def freeze_lower_blocks(model: PreTrainedModel, trainable_blocks: int | None) ->
 
 
 def _load(config: ModelConfig, factory: Any, seed: int) -> PreTrainedModel:
-    _check_path(config)
+    check_path(config)
     options: dict[str, Any] = {"attn_implementation": "sdpa", "dtype": DTYPES[config.dtype]}
     try:
         architecture = AutoConfig.from_pretrained(config.path)
@@ -202,7 +202,7 @@ def _load(config: ModelConfig, factory: Any, seed: int) -> PreTrainedModel:
     return model.train()
 
 
-def _check_path(config: ModelConfig) -> None:
+def check_path(config: ModelConfig) -> None:
     """A path that can only be a folder must exist: asking the hub for it would end in a sentence about the
     network."""
     path = Path(config.path).expanduser()

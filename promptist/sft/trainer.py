@@ -33,7 +33,7 @@ from promptist.models.engine import (
     save_engine,
     sum_over_ranks,
 )
-from promptist.models.policy import export_policy, forward_logprobs, load_policy
+from promptist.models.policy import check_path, export_policy, forward_logprobs, load_policy
 from promptist.models.tokens import TokenSum
 from promptist.sft.batches import Batch, Example, collate, deal, tokenise
 from promptist.sft.candidates import Candidates, export, folder_of, prune
@@ -56,8 +56,8 @@ def train(job: SFTJob, world: World, run: RunFolder, stop: Preemption) -> bool:
     device = init_training(world)
     tokenizer = load_tokenizer(job.model.path)
     pad = int(tokenizer.eos_token_id)
-    examples = _read(job.data.train, "data.train", job, tokenizer)
-    held_out = _read(job.data.valid, "data.valid", job, tokenizer)
+    examples = _read(job.data.train, job, tokenizer)
+    held_out = _read(job.data.valid, job, tokenizer)
     order = Order([len(examples)], job.sft.batch, job.run.seed, purpose="sft")
     model = load_policy(job.model, job.run.seed)
     _check_positions(model, job)
@@ -143,9 +143,15 @@ def validate(
     return {"valid/loss": float(total / count), **per_kind}
 
 
-def _read(path: str, key: str, job: SFTJob, tokenizer: Any) -> list[Example]:
-    if not path:
-        raise UserError(f"{key} is not set; give a JSONL file of pairs")
+def check_inputs(job: SFTJob) -> None:
+    """Refuse missing files before a run folder records the config, which could not be corrected afterwards."""
+    check_path(job.model)
+    for key, path in (("data.train", job.data.train), ("data.valid", job.data.valid)):
+        if not Path(path).is_file():
+            raise UserError(f"{key} = {path!r} is not a file; give a JSONL file of pairs")
+
+
+def _read(path: str, job: SFTJob, tokenizer: Any) -> list[Example]:
     return tokenise(read_pairs(path), tokenizer, job.data.max_length, path)
 
 

@@ -90,9 +90,7 @@ def metrics(run: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
 
 
-def test_bug_resume_finds_what_save_wrote(
-    mpirun: Mpirun, tmp_path: Path, tiny_tokenizer_folder: Path
-) -> None:
+def test_bug_resume_finds_what_save_wrote(mpirun: Mpirun, tmp_path: Path, tiny_tokenizer_folder: Path) -> None:
     """Killed between checkpoints and resumed: weights of both exports and every metric equal in all bits."""
     config = write_config(tmp_path, tiny_tokenizer_folder)
     runs = tmp_path / "runs"
@@ -119,9 +117,7 @@ def test_bug_resume_finds_what_save_wrote(
 
 def test_one_process_learns_and_exports(tmp_path: Path, tiny_tokenizer_folder: Path) -> None:
     """`python -m jobs.sft` without a launcher; the chosen checkpoint obeys the rule read off the metrics."""
-    config = write_config(
-        tmp_path, tiny_tokenizer_folder, sft={"steps": 24, "validate_every": 4, "under_fit": 0.02}
-    )
+    config = write_config(tmp_path, tiny_tokenizer_folder, sft={"steps": 24, "validate_every": 4, "under_fit": 0.02})
     command = [sys.executable, "-m", "jobs.sft", str(config), "run.name=solo", "optimizer.lr=0.01"]
     run_command(command, timeout_s=TIMEOUT_S).ok()
     run = tmp_path / "runs" / "solo"
@@ -150,10 +146,12 @@ def test_bad_input_is_one_sentence_and_code_64(tmp_path: Path, tiny_tokenizer_fo
     config = write_config(tmp_path, tiny_tokenizer_folder)
     for override, words in (
         ("model.path=/no/such/folder", "/no/such/folder does not exist"),
+        ("data.train=none.jsonl", "data.train = 'none.jsonl'"),
         ("sft.batch=9", "sft.batch = 9"),
-        ("data.max_length=65", "64 positions"),
         ("sft.stepz=9", "sft.stepz"),
+        ("data.max_length=65", "64 positions"),
     ):
         done = run_command([sys.executable, "-m", "jobs.sft", str(config), override], timeout_s=TIMEOUT_S)
         assert done.returncode == 64 and words in done.stderr, (override, done)
+        assert words == "64 positions" or not (tmp_path / "runs").exists()  # a corrected command starts afresh
         assert done.stderr.count("error:") == 1 and "Traceback" not in done.stderr
