@@ -95,7 +95,8 @@ def tensors(folder: Path) -> dict[str, Any]:
 
     def walk(node: Any, name: str) -> None:
         if isinstance(node, torch.Tensor):
-            found[name] = node
+            # Where a ZeRO-3 group does not divide by two ranks, DeepSpeed fills up with uninitialised memory.
+            found[name] = node[:-1] if "fp32_flat_groups" in name else node
         elif isinstance(node, dict):
             for k, v in node.items():
                 walk(v, f"{name}.{k}")
@@ -150,18 +151,14 @@ def test_the_undisturbed_run(undisturbed: Callable[[int], Path]) -> None:
     assert [line["valid/prompts"] for line in metrics if "valid/prompts" in line] == [5, 5, 5]
     rollouts = read_rollouts(run / "rollouts" / "step_000002.parquet")
     assert [r.row for r in rollouts] == list(range(8))
-    assert all(
-        len(r.response_ids) == len(r.logprobs) == len(r.ref_logprobs) == len(r.values) for r in rollouts
-    )
+    assert all(len(r.response_ids) == len(r.logprobs) == len(r.ref_logprobs) == len(r.values) for r in rollouts)
     assert metrics[2]["kl"] == pytest.approx(sum(r.kl for r in rollouts) / 8)
     kept = [r for r in rollouts if r.picture_y]
     assert [r.row for r in kept] == [0, 1]
     assert all((run / str(r.picture_y)).exists() and (run / str(r.picture_x)).exists() for r in kept)
 
 
-def test_one_process_and_two_give_the_same_numbers_and_a_signal_costs_nothing(
-    world: Path, mpirun: Mpirun
-) -> None:
+def test_one_process_and_two_give_the_same_numbers_and_a_signal_costs_nothing(world: Path, mpirun: Mpirun) -> None:
     """One process, told to stop after its first iteration and started again, against mpirun -n 2."""
     runs = world.parent / "runs"
     stopped = alone(ENDS.format(step=1, signal="SIGUSR2"), world, "run.name=alone").ok()
@@ -205,9 +202,7 @@ def test_bad_input_is_one_sentence_and_exit_64(world: Path, override: str, sente
     assert "Traceback" not in ended.stderr
 
 
-def test_a_resumed_run_refuses_another_kl_coefficient(
-    world: Path, undisturbed: Callable[[int], Path]
-) -> None:
+def test_a_resumed_run_refuses_another_kl_coefficient(world: Path, undisturbed: Callable[[int], Path]) -> None:
     run = undisturbed(1)
     ended = alone("jobs.ppo", world, f"run.name={run.name}", "ppo.kl_coef=0.3")
     assert ended.returncode == 64
