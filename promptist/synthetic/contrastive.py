@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from promptist.synthetic.vocabulary import CONTEXT, clip_vocabulary, write_open_
 STEPS, BATCH, PEAK_LR = 1400, 128, 1.5e-3
 EMBED = 128
 MEAN, STD = (0.5, 0.5, 0.5), (0.27, 0.27, 0.27)
+Clip: TypeAlias = Any
+"""`open_clip.CLIP`: open_clip has no types, and torch takes any attribute of a module for a tensor."""
 
 
 def model_config(vocabulary: int) -> dict[str, Any]:
@@ -39,7 +41,7 @@ def model_config(vocabulary: int) -> dict[str, Any]:
     }
 
 
-def build(merges: list[str]) -> torch.nn.Module:
+def build(merges: list[str]) -> Clip:
     import open_clip
 
     config = model_config(len(clip_vocabulary(merges)))
@@ -117,7 +119,7 @@ def contrastive_loss(image: torch.Tensor, text: torch.Tensor, scale: torch.Tenso
 
 def train_clip(
     folder: Path, merges: list[str], seed: int, *, steps: int = STEPS, device: str = "cpu"
-) -> torch.nn.Module:
+) -> Clip:
     """Trains (or goes on training) the contrastive model."""
     import open_clip
 
@@ -159,7 +161,7 @@ def train_clip(
     return model.eval()
 
 
-def write_clip(model: torch.nn.Module, merges: list[str], folder: Path, dtype: torch.dtype = torch.float16) -> None:
+def write_clip(model: Clip, merges: list[str], folder: Path, dtype: torch.dtype = torch.float16) -> None:
     """open_clip's local folder: open_clip_config.json, open_clip_model.safetensors and the BPE file beside them."""
     from safetensors.torch import save_file
 
@@ -175,7 +177,7 @@ def write_clip(model: torch.nn.Module, merges: list[str], folder: Path, dtype: t
 
 
 @torch.no_grad()
-def embed_pictures(model: torch.nn.Module, pictures: torch.Tensor, batch: int = 64) -> torch.Tensor:
+def embed_pictures(model: Clip, pictures: torch.Tensor, batch: int = 64) -> torch.Tensor:
     """L2-normalised image embeddings [N, 128] of pictures in -1..1."""
     return torch.cat(
         [functional.normalize(model.encode_image(normalise(part)).float(), dim=-1) for part in pictures.split(batch)]
@@ -185,7 +187,7 @@ def embed_pictures(model: torch.nn.Module, pictures: torch.Tensor, batch: int = 
 RATER_NOISE = 0.25
 
 
-def train_head(model: torch.nn.Module, seed: int, *, pictures: int = 8000) -> tuple[torch.Tensor, float, float]:
+def train_head(model: Clip, seed: int, *, pictures: int = 8000) -> tuple[torch.Tensor, float, float]:
     """The aesthetic head: ridge regression of noisy procedural ratings on embeddings of training pictures.
 
     Returns weight [128], bias, and R² on fresh pictures of held-out contents (noise-free ratings).

@@ -14,6 +14,7 @@ import json
 import shutil
 from importlib import metadata, resources
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,7 +31,7 @@ def assets() -> Path:
     return Path(str(resources.files("promptist.synthetic") / "assets"))
 
 
-def stages(build: Path, seed: int, device: str) -> dict[str, torch.nn.Module | list[str] | object]:
+def stages(build: Path, seed: int, device: str) -> dict[str, Any]:
     """Trains every part that is not finished yet, in the order in which they need each other."""
     merges = vocabulary.train_clip_merges(seed)
     autoencoder = vae.train_vae(build, seed, device=device)
@@ -53,7 +54,7 @@ def build_world(build: Path, out: Path, *, seed: int = SEED, device: str = "cpu"
     write_world(parts, out, seed)
 
 
-def write_world(parts: dict, out: Path, seed: int) -> None:  # type: ignore[type-arg]
+def write_world(parts: dict[str, Any], out: Path, seed: int) -> None:
     """Writes all parts in half precision; refuses a world too large to ship."""
     from safetensors.torch import save_file
 
