@@ -12,11 +12,11 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from promptist.cluster.launch import pick_device
+from promptist.cluster.launch import pick_device, share_cores
 from promptist.cluster.metrics import METRICS
 from promptist.cluster.roles import World, join_world
 from promptist.cluster.run_folder import RunConfig, open_run, write_atomically
@@ -77,14 +77,16 @@ def main(argv: list[str]) -> int:
     world = join_world()
     # Finished work is addressed by its content, so no change of the config can mix it up.
     run = open_run(job.run, job, world, may_change={f.name for f in fields(EvalJob)})
+    share_cores(world)
     plan = Plan(prompts, job.methods, job.images, job.pictures, job.reward.diffusion.batch)
     painter = ""
 
     def load_painter() -> tuple[Painter, str]:
         nonlocal painter
         from promptist.reward.model import RewardModel
+        from promptist.reward.service import on_own_device
 
-        model = RewardModel(_on_own_device(job.reward, world), run.path)
+        model = RewardModel(on_own_device(job.reward, world), run.path)
         painter = model.fingerprint
         return model.measure, painter
 
@@ -153,14 +155,6 @@ def _run_of(method: MethodConfig) -> Path | None:
     assert method.path is not None
     path = Path(method.path)
     return next((run for run in (path, path.parent) if (run / METRICS).is_file()), None)
-
-
-def _on_own_device(reward: RewardConfig, world: World) -> RewardConfig:
-    """Every rank paints on its own GPU where the config leaves open which."""
-    if reward.diffusion.device not in ("auto", "cuda"):
-        return reward
-    device = pick_device(world, reward.diffusion.device)
-    return replace(reward, diffusion=replace(reward.diffusion, device=str(device)))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from promptist.cluster import preemption
-from promptist.cluster.launch import init_training
+from promptist.cluster.launch import init_training, share_cores
 from promptist.cluster.roles import World, join_world
 from promptist.cluster.run_folder import RunFolder, open_run
 from promptist.config import load
@@ -34,6 +34,10 @@ def main(argv: list[str]) -> int:
     job = load(PPOJob, arguments.config, arguments.overrides)
     world = join_world(job.roles)
     job.per_rank(len(world.train_ranks))
+    if world.leads and not (Path(job.run.root) / job.run.name / "config.yaml").exists():
+        from promptist.rl.inputs import check_inputs
+
+        check_inputs(job)
     run = open_run(job.run, job, world, MAY_CHANGE_ON_RESUME)
     if world.share_all(run.is_done):
         if world.leads:
@@ -63,9 +67,10 @@ def train(job: PPOJob, world: World, run: RunFolder, stop: preemption.Preemption
 def serve_rewards(job: PPOJob, world: World, run: RunFolder) -> None:
     """A reward rank: paint and score until every training rank has said stop."""
     from promptist.reward.model import RewardModel
-    from promptist.reward.service import serve
+    from promptist.reward.service import on_own_device, serve
 
-    serve(world, RewardModel(job.reward, run.path))
+    share_cores(world)
+    serve(world, RewardModel(on_own_device(job.reward, world), run.path))
 
 
 if __name__ == "__main__":

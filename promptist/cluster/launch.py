@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from datetime import timedelta
@@ -12,6 +13,22 @@ from promptist.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+
+log = logging.getLogger(__name__)
+
+
+def share_cores(world: World) -> None:
+    """Limit torch on this rank to its share of the node's cores, unless OMP_NUM_THREADS says otherwise.
+
+    torch takes every core it sees: several ranks on one node would fight for them and each be many times slower.
+    """
+    if os.environ.get("OMP_NUM_THREADS"):
+        return
+    import torch
+
+    if world.cores < torch.get_num_threads():
+        torch.set_num_threads(world.cores)
+        log.info("rank %d computes with %d threads (OMP_NUM_THREADS is not set)", world.rank, world.cores)
 
 
 def pick_device(world: World, device: str = "auto") -> torch.device:
@@ -51,6 +68,7 @@ def init_training(world: World, device: str = "auto", timeout_s: float = 1800.0)
     """
     if not world.trains:
         raise RuntimeError("reward ranks take no part in torch.distributed")
+    share_cores(world)
     chosen = pick_device(world, device)
     # DeepSpeed reads these when it is imported: without CUDA in use it must not look for another accelerator.
     os.environ["DS_ACCELERATOR"] = chosen.type

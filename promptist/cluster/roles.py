@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Literal, TypeVar
 
 from promptist.errors import UserError
@@ -92,6 +93,7 @@ class World:
     roles: tuple[Role, ...]
     hosts: tuple[str, ...]  # host name of every rank
     nodes: tuple[int, ...]  # node of every rank, numbered by first appearance
+    cores: int = 1  # this rank's share of the cores it may run on
     comm: Any = None
     group: Any = None
 
@@ -151,7 +153,9 @@ def join_world(roles: RolesConfig | None = None) -> World:
     mpi = _load_mpi()
     if mpi is None:
         role: Role = "train" if roles is None else "both"
-        return World(0, 1, role, 0, 1, 0, roles=(role,), hosts=(socket.gethostname(),), nodes=(0,))
+        return World(
+            0, 1, role, 0, 1, 0, roles=(role,), hosts=(socket.gethostname(),), nodes=(0,), cores=len(_own_cores())
+        )
     comm = mpi.COMM_WORLD
     rank, size = comm.Get_rank(), comm.Get_size()
     _check_launcher(size)
@@ -159,9 +163,9 @@ def join_world(roles: RolesConfig | None = None) -> World:
     local_rank = node.Get_rank()
     first_of_node = node.bcast(rank, root=0)
     node.Free()
-    facts = comm.allgather((first_of_node, socket.gethostname()))
-    numbering = {first: i for i, first in enumerate(dict.fromkeys(first for first, _ in facts))}
-    nodes = tuple(numbering[first] for first, _ in facts)
+    facts = comm.allgather((first_of_node, socket.gethostname(), _own_cores()))
+    numbering = {first: i for i, first in enumerate(dict.fromkeys(first for first, _, _ in facts))}
+    nodes = tuple(numbering[first] for first, _, _ in facts)
     all_roles: list[Role] = ["train"] * size if roles is None else assign(nodes, roles)
     role = all_roles[rank]
     group = comm.Split(1 if role == "reward" else 0, key=rank)
@@ -173,11 +177,28 @@ def join_world(roles: RolesConfig | None = None) -> World:
         group.Get_size(),
         local_rank,
         roles=tuple(all_roles),
-        hosts=tuple(host for _, host in facts),
+        hosts=tuple(host for _, host, _ in facts),
         nodes=nodes,
+        cores=share_of_cores(nodes, [cores for _, _, cores in facts], rank),
         comm=comm,
         group=group,
     )
+
+
+def share_of_cores(node_of_rank: Sequence[int], cores_of_rank: Sequence[frozenset[int]], rank: int) -> int:
+    """How many cores a rank can call its own, at least 1.
+
+    `cores_of_rank[r]`: the cores rank r may run on. Some launchers bind every rank to cores of its own, others let
+    all ranks of a node run on all of them: a core is divided among the ranks that may run on it.
+    """
+    node = node_of_rank[rank]
+    neighbours = [cores for n, cores in zip(node_of_rank, cores_of_rank, strict=True) if n == node]
+    share = sum(Fraction(1, sum(core in cores for cores in neighbours)) for core in cores_of_rank[rank])
+    return max(1, int(share))
+
+
+def _own_cores() -> frozenset[int]:
+    return frozenset(os.sched_getaffinity(0))
 
 
 def _load_mpi() -> Any:

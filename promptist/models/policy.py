@@ -176,14 +176,23 @@ def freeze_lower_blocks(model: PreTrainedModel, trainable_blocks: int | None) ->
         block.requires_grad_(False)
 
 
-def _load(config: ModelConfig, factory: Any, seed: int) -> PreTrainedModel:
+def read_architecture(config: ModelConfig) -> Any:
+    """The Hugging Face config in `config.path`, without dropout. Raises UserError where there is none."""
     check_path(config)
-    options: dict[str, Any] = {"attn_implementation": "sdpa", "dtype": DTYPES[config.dtype]}
     try:
         architecture = AutoConfig.from_pretrained(config.path)
-        for name, value in architecture.to_dict().items():
-            if name.endswith(("dropout", "pdrop")) and isinstance(value, (int, float)):
-                setattr(architecture, name, 0.0)
+    except (OSError, ValueError, json.JSONDecodeError) as error:
+        raise _unloadable(config, error) from error
+    for name, value in architecture.to_dict().items():
+        if name.endswith(("dropout", "pdrop")) and isinstance(value, (int, float)):
+            setattr(architecture, name, 0.0)
+    return architecture
+
+
+def _load(config: ModelConfig, factory: Any, seed: int) -> PreTrainedModel:
+    architecture = read_architecture(config)
+    options: dict[str, Any] = {"attn_implementation": "sdpa", "dtype": DTYPES[config.dtype]}
+    try:
         if config.init == "pretrained":
             model = factory.from_pretrained(config.path, config=architecture, **options)
         else:
@@ -191,15 +200,19 @@ def _load(config: ModelConfig, factory: Any, seed: int) -> PreTrainedModel:
                 torch.manual_seed(rng.key(seed, "init", "policy") % 2**63)
                 model = factory.from_config(architecture, **options)
     except (OSError, ValueError, json.JSONDecodeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"model.path {config.path!r} could not be loaded as a causal language model ({reason}); "
-            "give a Hugging Face folder, or prefetch the hub model"
-        ) from error
+        raise _unloadable(config, error) from error
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     return model.train()
+
+
+def _unloadable(config: ModelConfig, error: Exception) -> UserError:
+    reason = str(error).strip().splitlines()[0]
+    return UserError(
+        f"model.path {config.path!r} could not be loaded as a causal language model ({reason}); "
+        "give a Hugging Face folder, or prefetch the hub model"
+    )
 
 
 def check_path(config: ModelConfig) -> None:

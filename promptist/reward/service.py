@@ -13,9 +13,11 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from promptist.cluster.launch import pick_device
 from promptist.reward.cache import PlainCache
 from promptist.reward.client import (
     CachedRewards,
@@ -42,6 +44,7 @@ __all__ = [
     "RewardError",
     "Ticket",
     "connect",
+    "on_own_device",
     "serve",
 ]
 
@@ -49,6 +52,14 @@ log = logging.getLogger(__name__)
 
 CACHE = "plain_cache"
 """Folder of the plain pictures' measurements below the run folder."""
+
+
+def on_own_device(config: RewardConfig, world: World) -> RewardConfig:
+    """`config` with this rank's own GPU where it leaves open which (`auto`, `cuda`); UserError as `pick_device`."""
+    if config.diffusion.device not in ("auto", "cuda"):
+        return config
+    device = pick_device(world, config.diffusion.device)
+    return replace(config, diffusion=replace(config.diffusion, device=str(device)))
 
 
 def connect(world: World, config: RewardConfig, run_folder: str | Path) -> RewardClient:

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from promptist.errors import UserError
 from promptist.models.engine import build_engine, consolidated_state_dict, gathered, load_engine, save_engine
 from promptist.models.policy import export_policy, load_policy, load_reference
 from promptist.models.value import load_value
 from promptist.rl.config import PPOJob
+from promptist.rl.inputs import check_positions
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Networks:
         """
         steps = job.ppo.iterations * job.ppo.epochs
         policy = load_policy(job.model, job.run.seed)
-        _check_positions(job, policy)
+        check_positions(job, policy.config)
         value = load_value(job.model, job.value, job.run.seed)
         return cls(
             policy=build_engine(policy, job.optimizer, job.zero, steps, accumulation),
@@ -75,14 +75,3 @@ class Networks:
         state = consolidated_state_dict(self.policy)
         if state is not None:
             export_policy(self.policy.module, state, self.tokenizer, folder)
-
-
-def _check_positions(job: PPOJob, model: Any) -> None:
-    available = getattr(model.config, "max_position_embeddings", None)
-    new_tokens = max(job.ppo.new_tokens_max, job.ppo.validation_new_tokens)
-    needed = job.data.max_prompt_tokens + new_tokens
-    if available is not None and needed > available:
-        raise UserError(
-            f"data.max_prompt_tokens = {job.data.max_prompt_tokens} and {new_tokens} new tokens need "
-            f"{needed} positions, but the model in {job.model.path} has {available}; lower one of them"
-        )

@@ -9,14 +9,14 @@ from statistics import fmean
 from typing import Any
 
 from promptist.data.order import shard
-from promptist.data.prompts import drop_long, read_prompts
+from promptist.data.prompts import drop_long
 from promptist.data.text import decode_response, prompt_ids
 from promptist.decoding.decode import decode, pad_batch
-from promptist.errors import UserError
 from promptist.reward.client import RewardClient
 from promptist.reward.terms import combine
 from promptist.rl.collect import gather
 from promptist.rl.config import PPOJob
+from promptist.rl.inputs import read_valid
 from promptist.rl.networks import Networks
 from promptist.rl.records import Rollout, text_metrics
 from promptist.rl.rollout import enter_measurements, requests_of, round_up
@@ -32,10 +32,8 @@ class Validation:
 
     def __init__(self, job: PPOJob, tokenizer: Any, rank: int, ranks: int) -> None:
         """Read `data.valid`; UserError if it is missing, empty or broken."""
-        if not job.data.valid:
-            raise UserError("data.valid is empty: name a file of prompts to validate on")
         longest = job.data.max_prompt_tokens
-        found = drop_long(read_prompts(job.data.valid), tokenizer, longest, "validation prompts")
+        found = drop_long(read_valid(job), tokenizer, longest, "validation prompts")
         self.prompts = list(dict.fromkeys(prompt.text for prompt in found))[: job.ppo.validation_prompts]
         rows = [(row, x, prompt_ids(tokenizer, x)) for row, x in enumerate(self.prompts)]
         self._width = round_up(max(len(ids) for _, _, ids in rows))

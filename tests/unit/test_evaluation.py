@@ -299,7 +299,7 @@ def test_demo_config_loads() -> None:
 
     path = Path(__file__).parents[2] / "configs" / "demo" / "eval.yaml"
     job = load(EvalJob, path, ["images=5"])
-    assert [m.name for m in job.methods] == ["user", "human", "sft", "ppo"]
+    assert {"user", "human", "sft", "ppo"} <= {m.name for m in job.methods}
     for override, words in (
         ("images=0", "at least 1"),
         ("pictures=9", "keep at least 1"),

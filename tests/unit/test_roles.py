@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promptist.cluster.launch import init_training, pick_device
-from promptist.cluster.roles import RolesConfig, World, assign
+from promptist.cluster.launch import init_training, pick_device, share_cores
+from promptist.cluster.roles import RolesConfig, World, assign, share_of_cores
 from promptist.errors import UserError
 
 NODES = st.lists(st.integers(0, 4), min_size=2, max_size=24)
 
 
-def place(size: int = 1, local_rank: int = 0, role: str = "train") -> World:
-    return World(0, size, role, 0, 1, local_rank, (role,) * size, ("host",) * size, (0,) * size)  # type: ignore[arg-type]
+def place(size: int = 1, local_rank: int = 0, role: str = "train", cores: int = 1) -> World:
+    return World(0, size, role, 0, 1, local_rank, (role,) * size, ("host",) * size, (0,) * size, cores)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -108,6 +108,45 @@ def test_device(monkeypatch: pytest.MonkeyPatch) -> None:
         pick_device(place(local_rank=4))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert pick_device(place(local_rank=3)) == torch.device("cuda", 0)
+
+
+def test_each_rank_gets_its_share_of_the_cores() -> None:
+    both = frozenset({0, 1})
+    assert share_of_cores([0], [frozenset(range(8))], 0) == 8
+    assert [share_of_cores([0, 0], [both, both], rank) for rank in (0, 1)] == [1, 1]
+    assert share_of_cores([0, 0, 1], [both, both, both], 2) == 2  # core 0 of another node is another core
+    bound = [frozenset({0, 1, 2}), frozenset({3, 4, 5})]  # srun --cpu-bind
+    assert [share_of_cores([0, 0], bound, rank) for rank in (0, 1)] == [3, 3]
+    assert share_of_cores([0] * 3, [both] * 3, 1) == 1  # never none
+
+
+def test_threads_follow_the_cores_unless_omp_num_threads_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    chosen: list[int] = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    share_cores(place(cores=2))
+    assert chosen == []
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    share_cores(place(cores=2))
+    share_cores(place(cores=16))  # torch knows better where it takes fewer, e.g. no hyper-threads
+    assert chosen == [2]
+
+
+def test_reward_ranks_paint_on_their_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from promptist.reward.aesthetic import AestheticConfig
+    from promptist.reward.diffusion import DiffusionConfig
+    from promptist.reward.model import RewardConfig
+    from promptist.reward.service import on_own_device
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    for asked, got in (("auto", "cuda:2"), ("cuda", "cuda:2"), ("cuda:1", "cuda:1"), ("cpu", "cpu")):
+        config = RewardConfig(DiffusionConfig("sd", device=asked), AestheticConfig("head"))
+        assert on_own_device(config, place(role="reward", local_rank=2)).diffusion.device == got
 
 
 def test_reward_ranks_stay_out_of_torch() -> None:
