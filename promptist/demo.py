@@ -19,8 +19,9 @@ from pathlib import Path
 from promptist.errors import UserError
 
 CONFIGS = Path("configs/demo")
+WORLD = Path("runs/demo-world")
 # Two cores: SFT and evaluation use both for the same work. PPO has one rank that trains and one that paints, each on
-# its own core: painting takes most of the time, so a second training rank would only take its turns away from the painter.
+# its own core: painting takes most of the time, so a second training rank would only take turns away from the painter.
 RANKS = {"sft": 2, "ppo": 2, "evaluate": 2}
 
 
@@ -30,51 +31,40 @@ def run(argv: Sequence[str]) -> int:
         prog="promptist demo", description="Train a prompt optimiser in the miniature world, end to end."
     )
     parser.add_argument("--seed", type=int, default=0, help="of SFT and PPO; another seed gets run folders of its own")
-    parser.add_argument("--root", type=Path, default=Path("runs"), help="folder of the runs")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="JOB.KEY=VALUE",
-        help="override of a job's config, e.g. ppo.ppo.iterations=10",
-    )
     options = parser.parse_args(list(argv))
     if not CONFIGS.is_dir():
         raise UserError(f"{CONFIGS} is not here: run `promptist demo` in the repository's top folder")
     began = time.monotonic()
-    world = options.root / "demo-world"
-    if not (world / "prompts" / "eval.jsonl").exists():
+    if not (WORLD / "prompts/eval.jsonl").exists():
         from promptist.synthetic.world import unpack
 
-        print(f"== the miniature world goes to {world}", flush=True)
-        unpack(world)
-    suffix = "" if options.seed == 0 else f"-seed{options.seed}"
-    names = {job: f"demo-{job}{suffix}" for job in ("sft", "ppo", "eval")}
-    steps = {
-        "sft": ("sft", [f"run.name={names['sft']}", f"run.seed={options.seed}"]),
-        "ppo": (
-            "ppo",
-            [
-                f"run.name={names['ppo']}",
-                f"run.seed={options.seed}",
-                f"model.path={options.root / names['sft'] / 'export'}",
-            ],
-        ),
-        "evaluate": ("eval", [f"run.name={names['eval']}"]),
-    }
-    if suffix:
-        steps["evaluate"][1].extend(
-            [f"methods.2.path={options.root / names['sft']}", f"methods.3.path={options.root / names['ppo']}"]
-        )
-    for job, (config, overrides) in steps.items():
-        extra = [item.removeprefix(f"{config}.") for item in options.set if item.startswith(f"{config}.")]
-        launch(job, CONFIGS / f"{config}.yaml", [f"run.root={options.root}", *overrides, *extra])
-    folder = options.root / names["eval"]
+        print(f"== the miniature world goes to {WORLD}", flush=True)
+        unpack(WORLD)
+    sft, ppo, evaluation = (
+        Path("runs", f"demo-{job}" + (f"-seed{options.seed}" if options.seed else "")) for job in ("sft", "ppo", "eval")
+    )
+    launch("sft", CONFIGS / "sft.yaml", [f"run.name={sft.name}", f"run.seed={options.seed}"])
+    launch(
+        "ppo",
+        CONFIGS / "ppo.yaml",
+        [f"run.name={ppo.name}", f"run.seed={options.seed}", f"model.path={sft / 'export'}"],
+    )
+    launch("evaluate", CONFIGS / "eval.yaml", [f"run.name={evaluation.name}", methods(sft, ppo)])
     print(f"\n== done in {(time.monotonic() - began) / 60:.1f} minutes")
-    print((folder / "results.md").read_text())
-    print(f"Open {folder / 'report.html'} in a browser: what was learnt, in pictures.")
-    print('Try it:  promptist optimize "a red boat on the beach"')
+    print((evaluation / "results.md").read_text())
+    print(f"Open {evaluation / 'report.html'} in a browser: what was learnt, in pictures.")
+    print('Try it:  .venv/bin/promptist optimize "a red boat on the beach"')
     return 0
+
+
+def methods(sft: Path, ppo: Path) -> str:
+    """The rows of the comparison, as an override of configs/demo/eval.yaml."""
+    rows = ["{name: user, kind: user}", "{name: human, kind: human}"]
+    rows += [
+        f"{{name: {name}, kind: model, path: {path}}}"
+        for name, path in (("sft", sft), ("sft-best", sft / "export-best"), ("ppo", ppo))
+    ]
+    return f"methods=[{', '.join(rows)}]"
 
 
 def launch(job: str, config: Path, overrides: list[str]) -> None:

@@ -187,10 +187,13 @@ def embed_pictures(model: Clip, pictures: torch.Tensor, batch: int = 64) -> torc
 RATER_NOISE = 0.25
 
 
-def train_head(model: Clip, seed: int, *, pictures: int = 8000) -> tuple[torch.Tensor, float, float]:
+def train_head(
+    model: torch.nn.Module, vae: torch.nn.Module, seed: int, *, pictures: int = 8000
+) -> tuple[torch.Tensor, float, float]:
     """The aesthetic head: ridge regression of noisy procedural ratings on embeddings of training pictures.
 
-    Returns weight [128], bias, and R² on fresh pictures of held-out contents (noise-free ratings).
+    Every other picture goes through the autoencoder first: the head will mostly see generated pictures. Returns
+    weight [128], bias, and R² on fresh renders of held-out contents (noise-free ratings).
     """
     from sklearn.linear_model import Ridge
 
@@ -198,11 +201,11 @@ def train_head(model: Clip, seed: int, *, pictures: int = 8000) -> tuple[torch.T
         rng = counter_rng.generator(seed, purpose)
         drawn = [scenes.sample_scene(rng) for _ in range(count)]
         if held_out:
-            drawn = [
-                scenes.Scene(scenes.HELD_OUT_CONTENTS[i % len(scenes.HELD_OUT_CONTENTS)], s.phrases)
-                for i, s in enumerate(drawn)
-            ]
-        images = soften(torch.from_numpy(scenes.render_scenes(drawn, rng)), rng)
+            contents = scenes.HELD_OUT_CONTENTS
+            drawn = [scenes.Scene(contents[i % len(contents)], s.phrases) for i, s in enumerate(drawn)]
+        images = torch.from_numpy(scenes.render_scenes(drawn, rng))
+        if not held_out:
+            images = torch.cat([images[: count // 2], reconstruct(vae, images[count // 2 :])])
         ratings = np.array([grammar.rating(scene.content, scene.phrases) for scene in drawn])
         if not held_out:
             ratings = ratings + RATER_NOISE * rng.standard_normal(count)
@@ -212,3 +215,11 @@ def train_head(model: Clip, seed: int, *, pictures: int = 8000) -> tuple[torch.T
     head = Ridge(alpha=1e-2).fit(features, ratings)
     features, ratings = sample(1000, "head-test", held_out=True)
     return torch.from_numpy(head.coef_).float(), float(head.intercept_), float(head.score(features, ratings))
+
+
+@torch.no_grad()
+def reconstruct(vae: torch.nn.Module, pictures: torch.Tensor, batch: int = 32) -> torch.Tensor:
+    """Pictures in -1..1 [N, 3, H, W] through the autoencoder and back."""
+    with torch.autocast("cpu", torch.bfloat16):
+        parts = [vae.decode(vae.encode(part).latent_dist.mean).sample.float() for part in pictures.split(batch)]
+    return torch.cat(parts).clamp(-1, 1)

@@ -1,7 +1,7 @@
 """What the people of the miniature world write: plain prompts, human-engineered prompts, and the pairs made of them.
 
 Their taste is imperfect on purpose and was fixed before any PPO run: they like what raises the rating, only roughly
-know when it does, love a few modifiers that do nothing, sometimes pick one that spoils the picture, and seldom hide it.
+know when it does, use a few modifiers that do nothing, sometimes pick one that spoils the picture, and seldom hide it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from promptist.synthetic import grammar
 from promptist.synthetic.grammar import Content
 from promptist.synthetic.scenes import HELD_OUT_CONTENTS, TRAIN_CONTENTS
 
-TASTE = 0.9  # how strongly a modifier's effect draws people to it (log-odds per unit of rating)
-HABIT = {"neutral": 0.8, "raise": 0.0, "lower": 0.0, "hide": -1.6}
+TASTE = 1.4  # how strongly a modifier's effect draws people to it (log-odds per unit of rating)
+HABIT = {"neutral": 0.0, "raise": 0.0, "lower": 0.0, "hide": -1.6}
 NUMBER_OF_MODIFIERS = (0.25, 0.35, 0.25, 0.15)  # probability of 1, 2, 3, 4 modifiers
 REPHRASED = (
     "{object} in {colour} {place}",

@@ -60,7 +60,7 @@ def write_world(parts: dict[str, Any], out: Path, seed: int) -> None:
 
     out.mkdir(parents=True, exist_ok=True)
     pipe = diffusion.pipeline(parts["vae"], parts["unet"], parts["text_encoder"], parts["merges"])
-    weight, bias, r2 = contrastive.train_head(parts["clip"].cpu(), seed)
+    weight, bias, r2 = contrastive.train_head(parts["clip"].cpu(), parts["vae"].cpu(), seed)
     pipe.to(dtype=torch.float16).save_pretrained(out / "diffusion")
     contrastive.write_clip(parts["clip"], parts["merges"], out / "clip")
     save_file({"weight": weight[None], "bias": torch.tensor([bias])}, out / "aesthetic.safetensors")
