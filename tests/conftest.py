@@ -4,6 +4,7 @@ tokenizer."""
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -61,6 +62,31 @@ def run_command(command: Sequence[str], timeout_s: float, env: dict[str, str] | 
             f"no end after {timeout_s:.0f} s: {' '.join(command)}\n{stdout[-3000:]}\n{stderr[-3000:]}"
         )
     return Finished(process.returncode, stdout, stderr)
+
+
+ONE_AFTER_THE_OTHER = """
+import importlib, sys
+from promptist.errors import run_main
+main = importlib.import_module(sys.argv[1]).main
+for run in sys.argv[3:]:
+    code = run_main(main, [sys.argv[2], *run.split()])
+    for stream in (sys.stdout, sys.stderr):
+        print(f"== ended with {code}", file=stream, flush=True)
+"""
+
+
+def run_one_after_the_other(
+    job: str, config: Path, runs: Sequence[str], timeout_s: float
+) -> list[tuple[int, str, str]]:
+    """`(exit code, stdout, stderr)` of `python -m JOB CONFIG` with each of `runs` (overrides, blanks between them).
+
+    All in one process: to load torch and DeepSpeed takes longer than to refuse a config.
+    """
+    command = [sys.executable, "-c", ONE_AFTER_THE_OTHER, job, str(config), *runs]
+    done = run_command(command, timeout_s).ok()
+    outs, errs = (re.split(r"^== ended with (\d+)\n", text, flags=re.M) for text in (done.stdout, done.stderr))
+    assert len(outs) == len(errs) == 2 * len(runs) + 1, done
+    return list(zip(map(int, outs[1::2]), outs[::2], errs[::2], strict=False))
 
 
 @pytest.fixture(scope="session")

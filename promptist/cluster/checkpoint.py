@@ -123,6 +123,22 @@ def find_latest(folder: Path, hashes: bool = True) -> Path | None:
     return None
 
 
+def find_to_resume(folder: Path) -> Path | None:
+    """As `find_latest`, for a run that goes on: None only where nothing was ever committed.
+
+    Raises UserError where checkpoints are there and none is intact: starting again from nothing would throw away
+    what the run has logged.
+    """
+    found = find_latest(folder)
+    if found is None and (damaged := list(_steps(folder))):
+        newest = max(damaged, key=step_of)
+        raise UserError(
+            f"no checkpoint in {folder} is intact ({newest.name}: {flaw(newest)}): put back a copy of one, or delete "
+            "the run folder to start afresh"
+        )
+    return found
+
+
 def check(path: Path, hashes: bool = True) -> Path:
     """`path`, if it is an intact checkpoint; else UserError saying what is wrong with it."""
     if not path.is_dir():

@@ -58,7 +58,7 @@ def newest(run: RunFolder, world: World) -> Path | None:
     The cache of plain pictures is cut back to it, so that it must not be open yet. Raises UserError where
     another number of training ranks wrote it: ZeRO shards belong to their number of ranks.
     """
-    found = world.share(checkpoint.find_latest(run.checkpoints) if world.leads else None)
+    found = world.share(checkpoint.find_to_resume(run.checkpoints) if world.leads else None)
     if found is not None and checkpoint.world_size(found) != world.group_size:
         raise UserError(
             f"{found} was written by {checkpoint.world_size(found)} training ranks and this run has "

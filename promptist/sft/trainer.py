@@ -166,7 +166,7 @@ def _check_positions(model: Any, job: SFTJob) -> None:
 
 def _resume(engine: Any, run: RunFolder, world: World, metrics: MetricLog, candidates: Candidates) -> int:
     """Load the newest checkpoint, if there is one; the number of finished steps."""
-    path = world.share(checkpoint.find_latest(run.checkpoints) if world.leads else None)
+    path = world.share(checkpoint.find_to_resume(run.checkpoints) if world.leads else None)
     if path is None:
         metrics.cut_back(0)
         return 0

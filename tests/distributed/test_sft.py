@@ -15,7 +15,7 @@ from promptist.data.pairs import read_pairs
 from promptist.data.text import load_tokenizer
 from promptist.models.policy import ModelConfig, forward_logprobs, load_policy
 from promptist.sft.batches import collate, tokenise
-from tests.conftest import Mpirun, run_command
+from tests.conftest import Mpirun, run_command, run_one_after_the_other
 from tests.helpers_models import write_pairs, write_tiny_gpt2
 
 pytestmark = pytest.mark.distributed
@@ -144,14 +144,17 @@ def test_one_process_learns_and_exports(tmp_path: Path, tiny_tokenizer_folder: P
 
 def test_bad_input_is_one_sentence_and_code_64(tmp_path: Path, tiny_tokenizer_folder: Path) -> None:
     config = write_config(tmp_path, tiny_tokenizer_folder)
-    for override, words in (
-        ("model.path=/no/such/folder", "/no/such/folder does not exist"),
-        ("data.train=none.jsonl", "data.train = 'none.jsonl'"),
-        ("sft.batch=9", "sft.batch = 9"),
-        ("sft.stepz=9", "sft.stepz"),
-        ("data.max_length=65", "64 positions"),
-    ):
-        done = run_command([sys.executable, "-m", "jobs.sft", str(config), override], timeout_s=TIMEOUT_S)
-        assert done.returncode == 64 and words in done.stderr, (override, done)
-        assert words == "64 positions" or not (tmp_path / "runs").exists()  # a corrected command starts afresh
-        assert done.stderr.count("error:") == 1 and "Traceback" not in done.stderr
+    expected = {
+        "model.path=/no/such/folder": "/no/such/folder does not exist",
+        "data.train=none.jsonl": "data.train = 'none.jsonl'",
+        "sft.batch=9": "sft.batch = 9",
+        "sft.stepz=9": "sft.stepz",
+        "data.max_length=65": "64 positions",
+    }
+    runs = [f"{override} run.name=bad{index}" for index, override in enumerate(expected)]
+    ended = run_one_after_the_other("jobs.sft", config, runs, timeout_s=TIMEOUT_S)
+    for (override, words), (code, _, stderr) in zip(expected.items(), ended, strict=True):
+        assert code == 64 and words in stderr, (override, stderr)
+        assert stderr.count("error:") == 1 and "Traceback" not in stderr
+    # A corrected command starts afresh: nothing was recorded.
+    assert not (tmp_path / "runs").exists()

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from promptist.cluster import checkpoint
-from promptist.cluster.checkpoint import CheckpointConfig, find_latest, keep_last, save
+from promptist.cluster.checkpoint import CheckpointConfig, find_latest, find_to_resume, keep_last, save
 from promptist.errors import UserError
 
 MUTATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}
@@ -132,6 +132,18 @@ def test_damaged_ones_are_skipped_with_a_sentence_and_refused_by_name(
         checkpoint.check(second)
     damage_unseen_by_size = how == "flipped"
     assert (find_latest(tmp_path, hashes=False) == second) == damage_unseen_by_size
+
+
+def test_a_run_does_not_start_afresh_beside_damaged_checkpoints(tmp_path: Path) -> None:
+    assert find_to_resume(tmp_path) is None
+    (tmp_path / "step_000030.tmp").mkdir()  # killed while it wrote its first: nothing was lost
+    assert find_to_resume(tmp_path) is None
+    first, second = store(tmp_path, 10), store(tmp_path, 20)
+    damage(second, "flipped")
+    assert find_to_resume(tmp_path) == first
+    damage(first, "short")
+    with pytest.raises(UserError, match=r"no checkpoint in .* is intact \(step_000020: the content of .* checksum\)"):
+        find_to_resume(tmp_path)
 
 
 def test_nothing_there(tmp_path: Path) -> None:
