@@ -142,7 +142,7 @@ def test_one_process_learns_and_exports(tmp_path: Path, tiny_tokenizer_folder: P
     assert float(loss) == pytest.approx(best["valid/loss"], abs=1e-5)
 
 
-def test_bad_input_is_one_sentence_and_code_64(tmp_path: Path, tiny_tokenizer_folder: Path) -> None:
+def test_bad_input_is_one_sentence_and_exit_64(tmp_path: Path, tiny_tokenizer_folder: Path) -> None:
     config = write_config(tmp_path, tiny_tokenizer_folder)
     expected = {
         "model.path=/no/such/folder": "/no/such/folder does not exist",

@@ -17,9 +17,10 @@ from promptist.models.engine import StepResult
 from promptist.models.policy import load_policy
 from promptist.models.tokens import TokenSum
 from promptist.models.value import load_value
-from promptist.reward.messages import Measurement
+from promptist.reward.messages import ImageRequest, Measurement
 from promptist.reward.terms import TermsConfig
 from promptist.rl import update as updating
+from promptist.rl import validation as validating
 from promptist.rl.config import PPOConfig, PPOJob
 from promptist.rl.journal import rollout_metrics
 from promptist.rl.prompts import PromptStream
@@ -209,6 +210,56 @@ def test_records_survive_parquet_bit_by_bit(tmp_path: Path) -> None:
     rollouts = [record(1, logprobs=[odd, -3.5]), record(0, y="", picture_y="images/é.png")]
     write_rollouts(tmp_path / "step_000003.parquet", rollouts)
     assert read_rollouts(tmp_path / "step_000003.parquet") == [rollouts[1], rollouts[0]]
+
+
+class Asked:
+    """A reward client that keeps what it is asked for; a measurement is a function of its request."""
+
+    def __init__(self) -> None:
+        self.requests: list[ImageRequest] = []
+
+    def submit(self, requests: list[ImageRequest]) -> list[ImageRequest]:
+        self.requests += requests
+        return requests
+
+    def collect(self, tickets: list[ImageRequest]) -> list[Measurement]:
+        return [Measurement(len(r.prompt) / 200 + r.k / 50, float(len(r.prompt))) for r in tickets]
+
+    def metrics(self) -> dict[str, float]:
+        return {}
+
+
+def test_bug_validation_has_a_fixed_length_fixed_noise_and_no_duplicates(
+    nets: Any, job: PPOJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever training drew before, and however many ranks share the work."""
+    limits: list[int] = []
+
+    def decode(*args: Any) -> Any:
+        limits.append(args[3])
+        return plain_decode(*args)
+
+    plain_decode = validating.decode
+    monkeypatch.setattr(validating, "decode", decode)
+    monkeypatch.setattr(validating, "gather", lambda items: items)
+    asked, figures = [Asked(), Asked()], []
+    for client, step in zip(asked, (0, 7), strict=True):
+        figures.append(Validation(job, nets.tokenizer, 0, 1)(nets, client, step))  # type: ignore[arg-type]
+        roll(nets, job, iteration=step)  # another length, other noises
+    assert asked[0].requests == asked[1].requests
+    assert figures[0] == figures[1]
+    assert figures[0]["valid/prompts"] == 5
+    assert set(limits) == {job.ppo.validation_new_tokens}
+    # Each prompt once as it is and once rewritten, with every noise, from the noises training never sees.
+    ks = range(job.ppo.validation_images)
+    assert Counter((r.source, r.k) for r in asked[0].requests) == Counter(
+        {(f"the {x} on a hill", k): 2 for x in ("red boat", "red house", "red tree", "red cat", "red ball") for k in ks}
+    )
+    assert {r.namespace for r in asked[0].requests} == {"valid"}
+    shared = Asked()
+    for rank in range(2):
+        Validation(job, nets.tokenizer, rank, 2)(nets, shared, 0)  # type: ignore[arg-type]
+    assert shared.requests == asked[0].requests
 
 
 def test_validation_prompts_are_different_and_shared_out_without_padding(job: PPOJob, nets: Any) -> None:
