@@ -10,7 +10,7 @@ from pathlib import Path
 DIFFUSION = {
     "dtype": "float32",
     "device": "cpu",
-    "steps": 8,
+    "steps": 6,
     "guidance": 3.0,
     "size": 64,
     "batch": 16,

@@ -29,7 +29,7 @@ REPHRASED = (
 )
 TARGETS = 8_000
 VALIDATION_TARGETS = 100
-USER_PROMPTS, CAPTION_PROMPTS = 600, 600  # so few that the cache of plain pictures is hit within a demo
+USER_PROMPTS, CAPTION_PROMPTS = 200, 200  # so few that most plain pictures come from the cache within a demo
 EVAL_IN_DOMAIN, EVAL_OUT_OF_DOMAIN, EVAL_LABELS = 128, 48, 16
 
 

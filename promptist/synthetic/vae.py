@@ -14,7 +14,7 @@ from promptist.synthetic.training import train
 
 # First both halves; then the encoder is frozen, so that the diffusion model can start on its latents while the decoder
 # goes on learning to paint them sharply.
-STEPS, DECODER_STEPS, BATCH, PEAK_LR = 1400, 2000, 24, 2e-3
+STEPS, DECODER_STEPS, BATCH, PEAK_LR = 1400, 1000, 24, 2e-3
 
 
 def build() -> AutoencoderKL:
