@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Mpirun
+from tests.conftest import Finished, Mpirun
 from tests.helpers_models import write_tiny_gpt2
 
 pytestmark = pytest.mark.distributed
@@ -204,19 +204,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_folder: Path
     return write_tiny_gpt2(tmp_path_factory.mktemp("gpt2"), tiny_tokenizer_folder)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.fixture(scope="module")
+def two_ranks(mpirun: Mpirun, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """All that two ranks do, in one start: loading torch and DeepSpeed takes longer than the work."""
+    source = SETUP + REFERENCE + BFLOAT16 + BEHAVIOUR
+    return mpirun(2, source, [folder, tmp_path_factory.mktemp("engines")], timeout_s=600)
+
+
 def test_global_step_equals_plain_torch_at_every_stage(
-    mpirun: Mpirun, folder: Path, tmp_path: Path, ranks: int
+    mpirun: Mpirun, folder: Path, tmp_path: Path, two_ranks: Finished
 ) -> None:
-    done = mpirun(ranks, SETUP + REFERENCE, [folder, tmp_path], timeout_s=300).ok()
-    assert done.stdout.count("equal") == 4
+    alone = mpirun(1, SETUP + REFERENCE, [folder, tmp_path], timeout_s=600).ok()
+    for done in (alone, two_ranks):
+        assert done.stdout.count("equal") == 4, done.stderr[-5000:]
 
 
-def test_gather_save_load_export_and_refusals(mpirun: Mpirun, folder: Path, tmp_path: Path) -> None:
-    done = mpirun(2, SETUP + BEHAVIOUR, [folder, tmp_path], timeout_s=300).ok()
+def test_bfloat16_trains_close_to_float32(two_ranks: Finished) -> None:
+    assert two_ranks.stdout.count("bfloat16") == 3, two_ranks.stderr[-5000:]
+
+
+def test_gather_save_load_export_and_refusals(two_ranks: Finished) -> None:
+    done = two_ranks.ok()
     assert done.stdout.count("resumed") == done.stdout.count("refused") == 2
     assert "no engine state: True" in done.stdout
-
-
-def test_bfloat16_trains_close_to_float32(mpirun: Mpirun, folder: Path, tmp_path: Path) -> None:
-    assert mpirun(2, SETUP + BFLOAT16, [folder, tmp_path], timeout_s=300).ok().stdout.count("bfloat16") == 3

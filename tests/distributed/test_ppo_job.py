@@ -210,9 +210,9 @@ def test_bad_input_is_one_sentence_and_exit_64(world: Path, runs: Path) -> None:
     for path in (torn / "checkpoints").iterdir():
         (path / "state.json").write_text("{}", encoding="utf-8")
     expected = {
-        "ppo.iteration=7": "unknown key ppo.iteration",
+        "ppo.iteration=7": "unknown key `ppo.iteration`",
         "ppo.batch=7": "zero.micro_batch = 2 does not divide",
-        f"data.prompts=[{{path:{empty}}}]": "holds no prompt",
+        f'data.prompts=[{{"path":"{empty}"}}]': "holds no prompt",
         "data.valid=/nowhere.txt": "/nowhere.txt does not exist",
         "model.path=/nowhere/policy": "model folder /nowhere/policy does not exist",
         "reward.diffusion.path=/nowhere/sd": "reward.diffusion.path = '/nowhere/sd' does not exist",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import pytest
@@ -51,18 +50,3 @@ def test_interrupt_gives_130(capsys: pytest.CaptureFixture[str]) -> None:
         raise KeyboardInterrupt
 
     assert run_main(main, []) == 130
-
-
-def test_imports_initialise_nothing() -> None:
-    """Neither MPI nor torch.distributed nor CUDA, for any module of this room."""
-    code = """
-import pkgutil, importlib, sys
-import promptist, promptist.errors, promptist.rng, promptist.config, promptist.data, promptist.cluster
-for package in (promptist.data, promptist.cluster):
-    for found in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
-        importlib.import_module(found.name)
-assert "mpi4py.MPI" not in sys.modules
-import torch
-assert not torch.distributed.is_initialized() and not torch.cuda.is_initialized()
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
