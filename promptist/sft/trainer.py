@@ -33,7 +33,7 @@ from promptist.models.engine import (
     save_engine,
     sum_over_ranks,
 )
-from promptist.models.policy import check_path, export_policy, forward_logprobs, load_policy
+from promptist.models.policy import export_policy, forward_logprobs, load_policy, read_architecture
 from promptist.models.tokens import TokenSum
 from promptist.sft.batches import Batch, Example, collate, deal, tokenise
 from promptist.sft.candidates import Candidates, export, folder_of, prune
@@ -60,7 +60,7 @@ def train(job: SFTJob, world: World, run: RunFolder, stop: Preemption) -> bool:
     held_out = _read(job.data.valid, job, tokenizer)
     order = Order([len(examples)], job.sft.batch, job.run.seed, purpose="sft")
     model = load_policy(job.model, job.run.seed)
-    _check_positions(model, job)
+    _check_positions(model.config, job)
     engine = build_engine(model, job.optimizer, job.zero, job.sft.steps, accumulation)
     metrics = MetricLog(run.path, job.logging, world.group_rank)
     candidates = Candidates(job.sft.under_fit)
@@ -145,7 +145,7 @@ def validate(
 
 def check_inputs(job: SFTJob) -> None:
     """Refuse missing files before a run folder records the config, which could not be corrected afterwards."""
-    check_path(job.model)
+    _check_positions(read_architecture(job.model), job)
     for key, path in (("data.train", job.data.train), ("data.valid", job.data.valid)):
         if not Path(path).is_file():
             raise UserError(f"{key} = {path!r} is not a file; give a JSONL file of pairs")
@@ -155,8 +155,8 @@ def _read(path: str, job: SFTJob, tokenizer: Any) -> list[Example]:
     return tokenise(read_pairs(path), tokenizer, job.data.max_length, path)
 
 
-def _check_positions(model: Any, job: SFTJob) -> None:
-    positions = getattr(model.config, "max_position_embeddings", None)
+def _check_positions(architecture: Any, job: SFTJob) -> None:
+    positions = getattr(architecture, "max_position_embeddings", None)
     if positions is not None and job.data.max_length > positions:
         raise UserError(
             f"data.max_length = {job.data.max_length} is more than the {positions} positions of "
