@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from promptist.synthetic.grammar import Content
 from promptist.synthetic.render import SIZE
 from promptist.synthetic.training import train
 from promptist.synthetic.vocabulary import CONTEXT, clip_vocabulary, write_open_clip_bpe
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 STEPS, BATCH, PEAK_LR = 1400, 128, 1.5e-3
 EMBED = 128
@@ -188,7 +191,7 @@ RATER_NOISE = 0.25
 
 
 def train_head(
-    model: torch.nn.Module, vae: torch.nn.Module, seed: int, *, pictures: int = 8000
+    model: torch.nn.Module, vae: AutoencoderKL, seed: int, *, pictures: int = 8000
 ) -> tuple[torch.Tensor, float, float]:
     """The aesthetic head: ridge regression of noisy procedural ratings on embeddings of training pictures.
 
@@ -218,7 +221,7 @@ def train_head(
 
 
 @torch.no_grad()
-def reconstruct(vae: torch.nn.Module, pictures: torch.Tensor, batch: int = 32) -> torch.Tensor:
+def reconstruct(vae: AutoencoderKL, pictures: torch.Tensor, batch: int = 32) -> torch.Tensor:
     """Pictures in -1..1 [N, 3, H, W] through the autoencoder and back."""
     with torch.autocast("cpu", torch.bfloat16):
         parts = [vae.decode(vae.encode(part).latent_dist.mean).sample.float() for part in pictures.split(batch)]
