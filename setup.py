@@ -17,7 +17,7 @@ INSTALL_REQUIRES = [
     "diffusers>=0.42,<0.43",  # Stable Diffusion pipeline; the attention interface changes between minors
     "open_clip_torch>=3.3,<4",  # pretrained tag `openai` knows that it needs QuickGELU from 3.x on
     "timm>=1.0.17",  # open_clip's image towers, the ImageNet-21k lemma list
-    "submitit>=1.5.3,<2",  # jobs from Python; requeue hooks as used in jobs/submit.py
+    "submitit>=1.5.3,<2",  # submission from Python: part of the suite, not used before jobs/submit.py exists
     "mpi4py>=4.1,<5",  # first wheels; they bring no MPI library: the cluster's, or the extra `local`
     "omegaconf>=2.3,<3",  # typed configs from dataclasses
     "msgpack>=1.0,<2",  # messages between training and reward ranks
@@ -27,7 +27,6 @@ INSTALL_REQUIRES = [
     "matplotlib>=3.8",  # plots of the report
     "jinja2>=3.1,<4",  # template of the report, escapes what users wrote
     "scikit-learn>=1.4",  # fits the linear aesthetic head of the miniature world
-    "rich>=13",  # progress in a terminal
     "pillow>=10",  # pictures
     "numpy>=2.0,<3",  # a float32 array times a Python float stays float32, scalars included (NEP 50)
     "scipy>=1.15",  # paired tests and intervals; bootstrap(rng=) appeared in 1.15
