@@ -18,8 +18,16 @@ from promptist.synthetic import grammar
 from promptist.synthetic.grammar import Content
 from promptist.synthetic.scenes import HELD_OUT_CONTENTS, TRAIN_CONTENTS
 
-TASTE = 1.4  # how strongly a modifier's effect draws people to it (log-odds per unit of rating)
-HABIT = {"neutral": 0.0, "raise": 0.0, "lower": 0.0, "hide": -1.6}
+TASTE = 1.0  # how strongly a modifier's effect draws people to it (log-odds per unit of rating)
+HABIT = {"neutral": -0.5, "raise": 0.0, "lower": -0.5, "hide": -3.0}  # by sort: few people hide what they asked for
+FASHION = {  # by phrase: what people have seen to work, and what has worn off
+    "cinematic lighting": 0.8,
+    "falling petals": 0.8,
+    "neon glow": 0.4,
+    "golden hour": -1.5,
+    "soft pastel": -1.5,
+    "starry sky": -0.8,
+}
 NUMBER_OF_MODIFIERS = (0.25, 0.35, 0.25, 0.15)  # probability of 1, 2, 3, 4 modifiers
 REPHRASED = (
     "{object} in {colour} {place}",
@@ -35,7 +43,9 @@ EVAL_IN_DOMAIN, EVAL_OUT_OF_DOMAIN, EVAL_LABELS = 128, 48, 16
 
 def engineer(content: Content, rng: np.random.Generator) -> tuple[str, ...]:
     """The modifiers a person of imperfect taste puts behind a prompt."""
-    weights = np.array([TASTE * m.effect_on(content) + HABIT[m.sort] for m in grammar.MODIFIERS])
+    weights = np.array(
+        [TASTE * m.effect_on(content) + HABIT[m.sort] + FASHION.get(m.phrase, 0.0) for m in grammar.MODIFIERS]
+    )
     count = 1 + int(rng.choice(len(NUMBER_OF_MODIFIERS), p=NUMBER_OF_MODIFIERS))
     keys = weights + rng.gumbel(size=len(weights))
     return tuple(grammar.MODIFIERS[index].phrase for index in np.argsort(-keys)[:count])
