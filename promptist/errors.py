@@ -17,7 +17,10 @@ EXIT_INTERRUPTED = 130
 
 # Bad input is mostly seen by all ranks at the same moment. The others give rank 0 this head start; its abort
 # ends them, and the user reads the sentence once.
-_HEAD_START_S = 0.5
+_HEAD_START_S = 3.0
+# An abort may outrun what was just written: mpirun stops forwarding the output of a world that it tears down (seen on
+# a busy machine). The last words get this long to arrive.
+_LAST_WORDS_S = 0.5
 
 
 class UserError(Exception):
@@ -73,6 +76,7 @@ def _abort_world(code: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         logging.shutdown()
+        time.sleep(_LAST_WORDS_S)
         mpi.COMM_WORLD.Abort(code)
 
 

@@ -124,15 +124,17 @@ def test_work_is_shared_and_painted_while_the_trainer_computes(mpirun: Any, tmp_
         """
         if world.role == "reward":
             images = serve(world, Fake())
-            assert 60 <= images <= 100, images
+            assert 40 <= images <= 120, images
         else:
             client = RemoteRewards(world.comm, world.reward_ranks, window=2, deadline_s=60)
             assert client.fingerprint == "fake"
             tickets = client.submit(asked(160, 0))
-            time.sleep(6)
-            start = time.perf_counter()
+            # The trainer computes and does not look at its client: the work goes on all the same.
+            until = time.monotonic() + 60
+            while client.images < 160 and time.monotonic() < until:
+                time.sleep(0.1)
+            assert client.images == 160, "the reward ranks waited for the trainer"
             values = client.collect(tickets)
-            assert time.perf_counter() - start < 0.5, "the reward ranks waited for the trainer"
             assert [m.cosine for m in values] == [len(r.prompt) + r.k / 7 for r in asked(160, 0)]
             assert client.waited_s < 0.5
             client.close()
@@ -144,6 +146,13 @@ def test_work_is_shared_and_painted_while_the_trainer_computes(mpirun: Any, tmp_
 def test_part_filled_batches_wait_for_flush_or_collect(mpirun: Any) -> None:
     code = PRELUDE + textwrap.dedent(
         """
+        def painted(client, count):
+            until = time.monotonic() + 30
+            while client.images < count and time.monotonic() < until:
+                time.sleep(0.05)
+            time.sleep(0.5)  # no more than that
+            assert client.images == count, client.images
+
         if world.role == "reward":
             assert serve(world, Fake()) == 6
         else:
@@ -153,11 +162,9 @@ def test_part_filled_batches_wait_for_flush_or_collect(mpirun: Any) -> None:
             time.sleep(1)
             assert client.images == 0, "a part-filled batch left without flush"
             second = client.submit(asked(3, 1))  # fills one batch of 4; one request stays behind
-            time.sleep(1)
-            assert client.images == 4, client.images
+            painted(client, 4)
             client.flush()
-            time.sleep(1)
-            assert client.images == 5, client.images
+            painted(client, 5)
             client.collect(first + second)
             client.collect(client.submit(asked(1, 2)))
             client.close()
