@@ -28,6 +28,9 @@ FASHION = {  # by phrase: what people have seen to work, and what has worn off
     "soft pastel": -1.5,
     "starry sky": -0.8,
 }
+# Without the last one ("red boat, on the beach"): beam search with length penalty -1.0 favours short rewrites so much
+# that a small SFT model ends at a comma which is already in the prompt, and the place is lost.
+WRITTEN_TEMPLATES = grammar.USER_TEMPLATES[:3]
 NUMBER_OF_MODIFIERS = (0.25, 0.35, 0.25, 0.15)  # probability of 1, 2, 3, 4 modifiers
 REPHRASED = (
     "{object} in {colour} {place}",
@@ -51,9 +54,7 @@ def engineer(content: Content, rng: np.random.Generator) -> tuple[str, ...]:
     return tuple(grammar.MODIFIERS[index].phrase for index in np.argsort(-keys)[:count])
 
 
-def user_caption(
-    content: Content, rng: np.random.Generator, templates: tuple[str, ...] = grammar.USER_TEMPLATES
-) -> str:
+def user_caption(content: Content, rng: np.random.Generator, templates: tuple[str, ...] = WRITTEN_TEMPLATES) -> str:
     return grammar.caption(content, templates[rng.integers(len(templates))], int(rng.integers(6)), int(rng.integers(6)))
 
 
@@ -116,7 +117,7 @@ def evaluation_prompts(seed: int) -> list[dict[str, Any]]:
     """Held-out prompts: user inputs with a human-engineered version, captions of unseen templates, labels."""
     rows: list[dict[str, Any]] = []
     for index, (content, text) in enumerate(
-        _distinct(HELD_OUT_CONTENTS, grammar.USER_TEMPLATES, EVAL_IN_DOMAIN, seed, "eval-user")
+        _distinct(HELD_OUT_CONTENTS, WRITTEN_TEMPLATES, EVAL_IN_DOMAIN, seed, "eval-user")
     ):
         human = grammar.prompt(text, engineer(content, counter_rng.generator(seed, "eval-human", index)))
         rows.append({"prompt": text, "set": "in-domain", "human": human})
@@ -130,13 +131,13 @@ def evaluation_prompts(seed: int) -> list[dict[str, Any]]:
 
 def validation_prompts(seed: int, count: int = 48) -> list[str]:
     """Plain prompts PPO validates on: training contents, drawn apart (the held-out ones stay for evaluation)."""
-    return [text for _, text in _distinct(TRAIN_CONTENTS, grammar.USER_TEMPLATES, count, seed, "ppo-valid")]
+    return [text for _, text in _distinct(TRAIN_CONTENTS, WRITTEN_TEMPLATES, count, seed, "ppo-valid")]
 
 
 def write_all(folder: Path, seed: int) -> dict[str, int]:
     """Writes every data file of the demo below ``folder`` and returns the number of lines of each."""
     valid = validation_prompts(seed)
-    users = [text for _, text in _distinct(TRAIN_CONTENTS, grammar.USER_TEMPLATES, USER_PROMPTS, seed, "rl-user")]
+    users = [text for _, text in _distinct(TRAIN_CONTENTS, WRITTEN_TEMPLATES, USER_PROMPTS, seed, "rl-user")]
     captions = [
         text for _, text in _distinct(TRAIN_CONTENTS, grammar.CAPTION_TEMPLATES, CAPTION_PROMPTS, seed, "rl-caption")
     ]

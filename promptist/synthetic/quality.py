@@ -53,7 +53,9 @@ def paint(model: RewardModel, prompts: Sequence[str], sources: Sequence[str], ks
 
 def _held_out(count: int, seed: int, purpose: str) -> tuple[list[Content], list[str]]:
     contents = [scenes.HELD_OUT_CONTENTS[i % len(scenes.HELD_OUT_CONTENTS)] for i in range(count)]
-    return contents, [user_caption(c, counter_rng.generator(seed, purpose, i)) for i, c in enumerate(contents)]
+    return contents, [
+        user_caption(c, counter_rng.generator(seed, purpose, i), grammar.USER_TEMPLATES) for i, c in enumerate(contents)
+    ]
 
 
 def _retrieval(
