@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from tests.helpers_reward import make_tiny_reward
+from tests.helpers_text import train_byte_level_bpe
 
 COLOURS = ["red", "blue", "green"]
 THINGS = ["boat", "house", "tree", "cat", "ball"]
@@ -18,20 +19,9 @@ TEXT = "red blue green boat house tree cat ball on under near the sea sky hill o
 def make_tiny_policy(folder: str | Path) -> Path:
     """A two-layer GPT-2 with random weights and a byte-level BPE tokenizer, as a Hugging Face folder."""
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+    from transformers import GPT2Config, GPT2LMHeadModel
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=320,
-        special_tokens=["<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([TEXT] * 4, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
+    fast = train_byte_level_bpe([TEXT] * 4)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         config = GPT2Config(

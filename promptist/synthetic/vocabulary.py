@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 from pathlib import Path
 
 from promptist import rng as counter_rng
@@ -23,8 +24,6 @@ def train_clip_merges(seed: int) -> list[str]:
     )
     trainer = trainers.BpeTrainer(vocab_size=CLIP_MERGES + 64, end_of_word_suffix="</w>", show_progress=False)
     tokenizer.train_from_iterator(corpus(CORPUS_LINES, counter_rng.generator(seed, "clip-corpus")), trainer)
-    import json
-
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
     return [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
 
