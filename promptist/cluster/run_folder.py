@@ -114,8 +114,11 @@ def open_run(run: RunConfig, cfg: Any, world: World, may_change: Collection[str]
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a small file so that a reader, or a crash, sees the old or the new content, never a part."""
-    temporary = path.with_name(path.name + ".tmp")
+    """Write a small file so that a reader, or a crash, sees the old or the new content, never a part.
+
+    Several processes may write the same file: the last one's content stays.
+    """
+    temporary = path.with_name(f"{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -133,18 +136,26 @@ def _prepare(path: Path, cfg: Any, may_change: frozenset[str]) -> int:
         if saved.exists():
             configs.check_resume(saved, cfg, may_change)
         write_atomically(saved, configs.to_yaml(cfg))
-        numbers = [
-            int(p.name.removeprefix("attempt_"))
-            for p in (path / "logs").glob("attempt_*")
-            if p.name[8:].isdigit()
-        ]
-        attempt = max(numbers, default=0) + 1
-        (path / "logs" / f"attempt_{attempt}").mkdir()
+        return _next_attempt(path / "logs")
     except OSError as error:
         raise UserError(
             f"the run folder {path} cannot be written ({error.strerror}): set run.root to a place that can"
         ) from error
-    return attempt
+
+
+def _next_attempt(logs: Path) -> int:
+    """The number of this attempt, whose log folder is made.
+
+    Evaluation shards open the same run at the same time: whoever makes the folder has the number.
+    """
+    numbers = [int(p.name[8:]) for p in logs.glob("attempt_*") if p.name[8:].isdigit()]
+    attempt = max(numbers, default=0) + 1
+    while True:
+        try:
+            (logs / f"attempt_{attempt}").mkdir()
+            return attempt
+        except FileExistsError:
+            attempt += 1
 
 
 def _start_logging(file: Path, console: bool) -> None:
