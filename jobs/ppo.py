@@ -17,14 +17,14 @@ from promptist.cluster.launch import init_training, share_cores
 from promptist.cluster.roles import World, join_world
 from promptist.cluster.run_folder import RunFolder, open_run
 from promptist.config import load
-from promptist.errors import run_main
+from promptist.errors import EXIT_STOPPED, run_main
 from promptist.rl.config import MAY_CHANGE_ON_RESUME, PPOJob
 
 log = logging.getLogger(__name__)
 
 
 def main(argv: list[str]) -> int:
-    """Run or resume the job of a config file; 0 when finished, and when stopped by a signal after saving."""
+    """Run or resume the job of a config file; 0 when finished, `EXIT_STOPPED` when stopped by a signal after saving."""
     parser = argparse.ArgumentParser(
         prog="python -m jobs.ppo", description="Train a prompt optimiser with PPO."
     )
@@ -46,22 +46,23 @@ def main(argv: list[str]) -> int:
     # On reward ranks, too: a scheduler signals every process, and they serve until the training ranks have
     # saved.
     stop = preemption.install()
+    finished = False
     if world.trains:
-        train(job, world, run, stop)
+        finished = train(job, world, run, stop)
     else:
         serve_rewards(job, world, run)
     # Whoever is early waits here: MPI's own wait, at the end of the process, would burn its core.
     world.barrier_all()
-    return 0
+    return 0 if world.share_all(finished) else EXIT_STOPPED
 
 
-def train(job: PPOJob, world: World, run: RunFolder, stop: preemption.Preemption) -> None:
-    """A training rank; one that is alone has the reward model in its own process."""
+def train(job: PPOJob, world: World, run: RunFolder, stop: preemption.Preemption) -> bool:
+    """A training rank; one that is alone has the reward model in its own process. True if the run is finished."""
     device = init_training(world)
     # DeepSpeed looks for its accelerator, which init_training has chosen, when it is first imported.
     from promptist.rl import trainer
 
-    trainer.train(job, world, run, stop, device)
+    return trainer.train(job, world, run, stop, device)
 
 
 def serve_rewards(job: PPOJob, world: World, run: RunFolder) -> None:

@@ -13,12 +13,12 @@ from promptist.cluster import preemption
 from promptist.cluster.roles import join_world
 from promptist.cluster.run_folder import open_run
 from promptist.config import load
-from promptist.errors import run_main
+from promptist.errors import EXIT_STOPPED, run_main
 from promptist.sft.config import SFTJob
 
 
 def main(argv: list[str]) -> int:
-    """Run or resume the job of a config file; 0 when finished, and when stopped by a signal after saving."""
+    """Run or resume the job of a config file; 0 when finished, `EXIT_STOPPED` when stopped by a signal after saving."""
     parser = argparse.ArgumentParser(
         prog="python -m jobs.sft",
         description="Fine-tune a language model on (plain, engineered) prompt pairs.",
@@ -43,8 +43,9 @@ def main(argv: list[str]) -> int:
     # DeepSpeed and transformers are slow to import and not needed to say that a run is finished.
     from promptist.sft.trainer import train
 
-    train(job, world, run, stop)
-    return 0
+    finished = train(job, world, run, stop)
+    world.barrier_all()
+    return 0 if finished else EXIT_STOPPED
 
 
 if __name__ == "__main__":

@@ -1,17 +1,25 @@
 """Errors a user can fix, and the one way a job's process ends.
 
-Exit codes: 0 done, 64 (`EXIT_BAD_INPUT`) bad input, never requeued, 1 anything else, 130 interrupted.
+Exit codes: 0 done, 64 (`EXIT_BAD_INPUT`) bad input, never requeued, 75 (`EXIT_STOPPED`) stopped by a signal
+after saving (the same command goes on), 1 anything else, 130 interrupted.
+
+A scheduler does not always see them: an abort of the MPI world ends the other ranks by signals, and the launcher
+reports the worst. So where the environment variable `PROMPTIST_ENDING` names a file, the first rank that does not end
+with 0 writes code and sentence there; `promptist/cluster/finish.py` reads them.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
 
 EXIT_BAD_INPUT = 64
+EXIT_STOPPED = 75  # sysexits.h: a temporary failure, try again
 EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 130
 
@@ -21,6 +29,9 @@ _HEAD_START_S = 3.0
 # An abort may outrun what was just written: mpirun stops forwarding the output of a world that it tears down (seen on
 # a busy machine). The last words get this long to arrive.
 _LAST_WORDS_S = 0.5
+
+ENDING = "PROMPTIST_ENDING"
+"""Environment variable: the file that takes the code and sentence of a bad end."""
 
 
 class UserError(Exception):
@@ -32,11 +43,14 @@ def run_main(main: Callable[[list[str]], int | None], argv: Sequence[str] | None
 
     `argv` is `sys.argv[1:]` by default. `UserError` becomes `error: <sentence>` on stderr and code 64; any
     other exception a traceback and code 1. Where MPI is already initialised with more than one rank, a bad
-    end aborts the whole world: the other ranks would wait for this one for ever.
+    end aborts the whole world: the other ranks would wait for this one for ever. `EXIT_STOPPED` is agreed on by all
+    ranks and aborts nothing.
     """
+    sentence = ""
     try:
         code = main(list(sys.argv[1:] if argv is None else argv)) or 0
     except UserError as error:
+        sentence = str(error)
         logging.getLogger(__name__).debug("bad input", exc_info=True)
         code = EXIT_BAD_INPUT
         if _mpi_rank() > 0:
@@ -44,16 +58,35 @@ def run_main(main: Callable[[list[str]], int | None], argv: Sequence[str] | None
         print(f"error: {error}", file=sys.stderr, flush=True)
     except SystemExit as leave:
         code = _exit_code(leave)
+        sentence = leave.code if isinstance(leave.code, str) else ""
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
         print("interrupted", file=sys.stderr, flush=True)
-    except Exception:
-        code = EXIT_FAILURE
+    except Exception as error:
+        code, sentence = EXIT_FAILURE, f"{type(error).__name__}: {error}"
         logging.getLogger(__name__).debug("failed", exc_info=True)
         traceback.print_exc()
     if code != 0:
+        record_ending(code, sentence)
+    if code == EXIT_STOPPED:
+        _leave_world()
+    elif code != 0:
         _abort_world(code)
     return code
+
+
+def record_ending(code: int, sentence: str) -> None:
+    """Write how this process ends to the file `PROMPTIST_ENDING` names, unless another rank was first."""
+    path = os.environ.get(ENDING)
+    if not path:
+        return
+    try:
+        with open(path, "x", encoding="utf-8") as file:
+            json.dump({"code": code, "sentence": sentence}, file)
+    except FileExistsError:
+        pass
+    except OSError as error:  # a full disk must not hide the reason for which the process ends
+        print(f"{path} could not be written ({error.strerror})", file=sys.stderr, flush=True)
 
 
 def _exit_code(leave: SystemExit) -> int:
@@ -78,6 +111,13 @@ def _abort_world(code: int) -> None:
         logging.shutdown()
         time.sleep(_LAST_WORDS_S)
         mpi.COMM_WORLD.Abort(code)
+
+
+def _leave_world() -> None:
+    """Finalise MPI: `python -m mpi4py` would abort the world of a process that ends with a code of its own."""
+    mpi = _initialised_mpi()
+    if mpi:
+        mpi.Finalize()
 
 
 def _initialised_mpi():  # type: ignore[no-untyped-def]

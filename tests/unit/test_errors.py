@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from pathlib import Path
 
 import pytest
 
-from promptist.errors import EXIT_BAD_INPUT, UserError, run_main
+from promptist.errors import ENDING, EXIT_BAD_INPUT, EXIT_STOPPED, UserError, run_main
 
 
 def test_success_passes_arguments_and_gives_zero() -> None:
@@ -50,3 +52,19 @@ def test_interrupt_gives_130(capsys: pytest.CaptureFixture[str]) -> None:
         raise KeyboardInterrupt
 
     assert run_main(main, []) == 130
+
+
+def test_ending_is_told_once_where_the_scheduler_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An abort turns exit codes into signals: the first rank's word counts, later ones do not replace it."""
+    ending = tmp_path / "1.0.ending"
+    monkeypatch.setenv(ENDING, str(ending))
+
+    def refuse(argv: list[str]) -> None:
+        raise UserError("the file is missing")
+
+    assert run_main(lambda argv: 0, []) == 0
+    assert not ending.exists()
+    assert run_main(refuse, []) == 64
+    assert json.loads(ending.read_text()) == {"code": 64, "sentence": "the file is missing"}
+    assert run_main(lambda argv: EXIT_STOPPED, []) == 75
+    assert json.loads(ending.read_text())["code"] == 64
