@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tests.cluster.testbed import Cluster
 
 WORLD = """
@@ -87,7 +88,7 @@ def test_preempted_job_gets_usr2_and_runs_again(slurm: Cluster, program, tmp_pat
         *["--nodes=4", "--exclusive", "--signal=USR2@30", "--open-mode=append", f"--output={tmp_path}/log"],
     )
     slurm.wait_tasks(job, 4)
-    urgent = slurm.sbatch("#!/bin/bash\nsleep 1\n", "--partition=urgent", "--nodes=1", "--exclusive", f"--output={tmp_path}/urgent")
+    urgent = slurm.sbatch("#!/bin/bash\nsleep 1\n", "--partition=urgent", "--exclusive", f"--output={tmp_path}/urgent")
     slurm.wait(urgent, "COMPLETED")
     slurm.wait_restart(job)
     slurm.wait_tasks(job, 4)
@@ -131,9 +132,9 @@ fi
 
 def test_tasks_are_found_by_rank(slurm: Cluster, tmp_path: Path) -> None:
     """The process that is killed is the one of that rank, and `srun --kill-on-bad-exit` ends the others."""
-    script = """#!/bin/bash
-srun --kill-on-bad-exit=1 bash -c 'echo $$ > $0/$SLURM_PROCID; sleep 60' {}
-""".format(tmp_path)
+    script = f"""#!/bin/bash
+srun --kill-on-bad-exit=1 bash -c 'echo $$ > $0/$SLURM_PROCID; sleep 60' {tmp_path}
+"""
     job = slurm.sbatch(script, "--nodes=3", "--ntasks-per-node=1", f"--output={tmp_path}/log")
     tasks = slurm.wait_tasks(job, 3)
     os.kill(tasks[1], signal.SIGKILL)

@@ -118,7 +118,9 @@ class Cluster:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()
 
     # -- the daemons --
@@ -130,19 +132,16 @@ class Cluster:
             raise UserError(f"no SLURM testbed: {reason}")
         self._write()
         try:
-            munge = self.folder / "munge"
+            own = {"key-file": "key", "seed-file": "seed", "socket": "socket", "pid-file": "pid", "log-file": "log"}
             # --force: it complains about folders that others could write to, such as /tmp.
-            self._daemon(
-                "munged", "--force", "--num-threads=2",
-                *(f"--{name}={munge / name.split('-')[0]}" for name in ("key-file", "socket", "pid-file", "log-file", "seed-file")),
-            )  # fmt: skip
+            self._daemon("munged", "--force", *(f"--{name}={self.folder}/munge/{file}" for name, file in own.items()))
             self._daemon("slurmctld", "-c")
             for node in self.nodes:
                 self._daemon("slurmd", "-N", node)
             deadline = time.monotonic() + START_TIMEOUT_S
             while self._node_states() != {"idle"}:
                 if time.monotonic() > deadline:
-                    raise UserError(f"the SLURM testbed's nodes are not idle after {START_TIMEOUT_S:.0f} s\n{self.logs()}")
+                    raise UserError(f"SLURM's nodes are not idle after {START_TIMEOUT_S:.0f} s\n{self.logs()}")
                 time.sleep(POLL_S)
         except BaseException:
             self.stop()
@@ -182,7 +181,8 @@ class Cluster:
             raise UserError(f"{self.folder}: too long a name for a socket, name a folder nearer to /")
         for name in ("state", "spool", "tmp", "log", "gpu", "munge"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
-        for name in ("state", "log", "gpu", "munge", *(f"{kind}/{node}" for kind in ("spool", "tmp") for node in self.nodes)):
+        own = [f"{kind}/{node}" for kind in ("spool", "tmp") for node in self.nodes]
+        for name in ("state", "log", "gpu", "munge", *own):
             (self.folder / name).mkdir(parents=True)
         key = self.folder / "munge/key"
         key.touch(mode=0o600)
@@ -206,9 +206,11 @@ class Cluster:
         """Start a program that goes into the background by itself."""
         log = self.folder / "log" / f"{command[0]}.start.log"
         with log.open("a") as out:
-            code = subprocess.run(command, env=self.env, stdout=out, stderr=out, stdin=subprocess.DEVNULL, timeout=60).returncode
-        if code:
-            raise UserError(f"{command[0]} does not start (exit code {code}): {_tail(log, 5)}")
+            done = subprocess.run(
+                command, env=self.env, stdout=out, stderr=out, stdin=subprocess.DEVNULL, timeout=START_TIMEOUT_S
+            )
+        if done.returncode:
+            raise UserError(f"{command[0]} does not start (exit code {done.returncode}): {_tail(log, 5)}")
 
     def _node_states(self) -> set[str]:
         return set(self.run("sinfo", "-h", "-N", "-o", "%T", check=False).stdout.split())
@@ -218,7 +220,7 @@ class Cluster:
         return [file for file in files if file.exists()]
 
     def _is_ours(self, pid: int) -> bool:
-        """A daemon of this folder, or a process of one of its jobs. The number of a dead daemon may be another's by now."""
+        """A daemon of this folder or a process of one of its jobs: a dead one's number may be another's by now."""
         environ = _environ(pid)
         if environ.get("SLURM_CONF") != str(self.conf):
             return False
@@ -227,7 +229,7 @@ class Cluster:
     # -- its users --
 
     def run(self, *command: str, timeout_s: float = 60, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run a command against this cluster from the repository root; AssertionError with its output where it fails."""
+        """Run a command against this cluster, from the repository; AssertionError with its output where it fails."""
         done = subprocess.run(
             command, cwd=REPOSITORY, env=self.env, capture_output=True, text=True, errors="replace", timeout=timeout_s
         )
@@ -249,7 +251,8 @@ class Cluster:
         if text is not None:
             assert not rest, "a script from standard input takes no arguments"
         command = ["sbatch", "--parsable", *options, *([] if text else [str(script)]), *rest]
-        done = subprocess.run(command, cwd=cwd, env={**self.env, **(env or {})}, input=text, capture_output=True, text=True)
+        environ = {**self.env, **(env or {})}
+        done = subprocess.run(command, cwd=cwd, env=environ, input=text, capture_output=True, text=True)
         assert done.returncode == 0, f"{shlex.join(command)}: {done.stderr}"
         return done.stdout.strip().split(";")[0]
 
@@ -418,7 +421,7 @@ def _tail(file: Path, lines: int) -> str:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.cluster.testbed", description="A throw-away SLURM on this host.")
+    parser = argparse.ArgumentParser("python -m tests.cluster.testbed", description="A throw-away SLURM on this host.")
     verbs = parser.add_subparsers(dest="verb", required=True)
     up = verbs.add_parser("up", help="start it; prints the environment to source")
     up.add_argument("folder", type=Path)
