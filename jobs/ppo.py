@@ -31,6 +31,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("config", type=Path, help="YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. run.seed=1")
     arguments = parser.parse_args(argv)
+    # On reward ranks, too: a scheduler signals every process, and they serve until the training ranks have saved.
+    stop = preemption.install()
     job = load(PPOJob, arguments.config, arguments.overrides)
     world = join_world(job.roles)
     job.per_rank(len(world.train_ranks))
@@ -43,9 +45,6 @@ def main(argv: list[str]) -> int:
         if world.leads:
             print(f"{run.path} is finished: {run.summary()}", flush=True)
         return 0
-    # On reward ranks, too: a scheduler signals every process, and they serve until the training ranks have
-    # saved.
-    stop = preemption.install()
     finished = False
     if world.trains:
         finished = train(job, world, run, stop)

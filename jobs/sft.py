@@ -26,6 +26,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("config", type=Path, help="YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. run.seed=1")
     arguments = parser.parse_args(argv)
+    stop = preemption.install()
     job = load(SFTJob, arguments.config, arguments.overrides)
     world = join_world()
     job.micro_batches(world.size)
@@ -39,7 +40,6 @@ def main(argv: list[str]) -> int:
         if world.leads:
             print(f"{run.path} is finished: {run.summary()}", flush=True)
         return 0
-    stop = preemption.install()
     # DeepSpeed and transformers are slow to import and not needed to say that a run is finished.
     from promptist.sft.trainer import train
 

@@ -17,6 +17,10 @@ log = logging.getLogger(__name__)
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 
 
+class Stopped(Exception):
+    """The training ranks have agreed to stop where nothing is half done: save, and leave."""
+
+
 class Preemption:
     """The flag of this process and the agreement about it."""
 
@@ -34,6 +38,11 @@ class Preemption:
         if not self._agreed:
             self._agreed = all_reduce_max(int(self.requested is not None)) > 0
         return self._agreed
+
+    def check(self, all_reduce_max: Callable[[int], int]) -> None:
+        """Raise `Stopped` on all training ranks if any was told to stop (collective, as `agreed`)."""
+        if self.agreed(all_reduce_max):
+            raise Stopped
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         # The scheduler signals every process of the step; forked helpers inherit the handler but must not

@@ -60,6 +60,9 @@ class RewardClient(Protocol):
     def metrics(self) -> dict[str, float]:
         """Figures since the last call, as `reward/...`."""
 
+    def committed(self, step: int) -> None:
+        """Checkpoint `step` has been committed, on all training ranks."""
+
     def close(self) -> None:
         """Let the reward ranks go. Tickets that were not collected are dropped."""
 
@@ -69,9 +72,6 @@ class Measurer(Protocol):
 
     batch: int
     fingerprint: str
-
-    @property
-    def truncated(self) -> int: ...
 
     def measure(self, requests: Sequence[ImageRequest]) -> list[Measurement]: ...
 
@@ -99,6 +99,7 @@ class LocalRewards:
         self.images = 0
         self.waited_s = 0.0
         self.fingerprint = model.fingerprint
+        self._truncated = 0
         self._queue: deque[Ticket] = deque()
         self._meter = Meter()
 
@@ -140,10 +141,14 @@ class LocalRewards:
         for ticket, result in zip(batch, results, strict=True):
             ticket.measurement = result
         self.images += len(batch)
+        self._truncated += sum(result.truncated for result in results)
 
     def metrics(self) -> dict[str, float]:
         """Figures since the last call."""
-        return self._meter.read(self.images, self.waited_s, self.model.truncated)
+        return self._meter.read(self.images, self.waited_s, self._truncated)
+
+    def committed(self, step: int) -> None:
+        """Nothing to do."""
 
     def close(self) -> None:
         """Drop what was not collected."""
@@ -225,6 +230,10 @@ class CachedRewards:
         hits, lookups = self.cache.hits - self._seen[0], self.cache.lookups - self._seen[1]
         self._seen = (self.cache.hits, self.cache.lookups)
         return {**self.client.metrics(), "reward/hit_rate": hits / lookups if lookups else 0.0}
+
+    def committed(self, step: int) -> None:
+        """As of the client."""
+        self.client.committed(step)
 
     def close(self) -> None:
         """As of the client."""

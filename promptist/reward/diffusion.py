@@ -92,13 +92,12 @@ def resolve_device(name: str) -> torch.device:
 
 
 class Painter:
-    """Paints requests. `truncated` counts the prompts so far that were longer than the text encoder reads."""
+    """Paints requests."""
 
     def __init__(self, config: DiffusionConfig) -> None:
         """Load the pipeline; UserError if it is missing, damaged, or cannot run as configured."""
         self.config = config
         self.device = resolve_device(config.device)
-        self.truncated = 0
         self.pipeline = _load(config).to(self.device)
         self.attention = set_attention(self.pipeline.unet, config.attention, self.device)
         log.info("painting on %s in %s, attention processor %s", self.device, config.dtype, self.attention)
@@ -127,7 +126,6 @@ class Painter:
         noise = torch.zeros(batch, *self.latent_shape)
         for slot, request in enumerate(requests):
             noise[slot] = self.noise(request)
-        self.truncated += sum(self._is_too_long(prompt) for prompt in prompts)
         embedding = self._embed(prompts + [""] * (batch - len(requests)))
         latents = self._denoise(embedding, noise.to(self.device, embedding.dtype))
         vae = self.pipeline.vae
@@ -169,7 +167,8 @@ class Painter:
         )
         return encoder(tokens.input_ids.to(self.device), attention_mask=mask)[0]
 
-    def _is_too_long(self, prompt: str) -> bool:
+    def cuts(self, prompt: str) -> bool:
+        """Whether a prompt is longer than the text encoder reads."""
         tokenizer = self.pipeline.tokenizer
         return len(tokenizer(prompt, verbose=False).input_ids) > tokenizer.model_max_length
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgpack
 
-VERSION = 1
+VERSION = 2  # 2: a measurement says whether its prompt was cut
 NAMESPACES = ("train", "valid", "eval")
 
 
@@ -55,13 +55,15 @@ class Measurement:
     nothing.
 
     `cosine`: CLIP text(source) . image(prompt), in [-1, 1]; `aesthetic`: the head's score; `extra`: further
-    scorers by name; `picture`: PNG path relative to the run folder where the request asked for it.
+    scorers by name; `picture`: PNG path relative to the run folder where the request asked for it; `truncated`:
+    whether the painted text was longer than the text encoder reads.
     """
 
     cosine: float
     aesthetic: float
     extra: dict[str, float] = field(default_factory=dict)
     picture: str | None = None
+    truncated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,6 @@ class Result:
 
     id: int
     measurements: tuple[Measurement, ...]
-    truncated: int
     busy_s: float
     alive_s: float
 
@@ -122,8 +123,9 @@ def encode(message: Message) -> bytes:
         body = {
             "kind": "result",
             "id": message.id,
-            "measurements": [[m.cosine, m.aesthetic, m.extra, m.picture] for m in message.measurements],
-            "truncated": message.truncated,
+            "measurements": [
+                [m.cosine, m.aesthetic, m.extra, m.picture, m.truncated] for m in message.measurements
+            ],
             "busy_s": message.busy_s,
             "alive_s": message.alive_s,
         }
@@ -165,7 +167,6 @@ def _message(body: dict[str, Any]) -> Message:
         return Result(
             body["id"],
             tuple(Measurement(*fields) for fields in measured),
-            body["truncated"],
             body["busy_s"],
             body["alive_s"],
         )

@@ -78,11 +78,6 @@ class RewardModel:
         self.head = AestheticHead.load(config.aesthetic.path, self.clip.dimension).to(self.painter.device)
         self.fingerprint = self._fingerprint()
 
-    @property
-    def truncated(self) -> int:
-        """Prompts painted so far that were longer than the text encoder reads."""
-        return self.painter.truncated
-
     def measure(self, requests: Sequence[ImageRequest]) -> list[Measurement]:
         """One measurement per request, in order. MeasurementError where a number is not finite."""
         measured: list[Measurement] = []
@@ -111,7 +106,8 @@ class RewardModel:
             if not (math.isfinite(cosine) and math.isfinite(aesthetic)):
                 raise MeasurementError(request, f"has cosine {cosine} and aesthetic score {aesthetic}")
             kept = self._keep(picture) if request.keep_picture else None
-            measured.append(Measurement(cosine, aesthetic, picture=kept))
+            cut = self.painter.cuts(request.prompt)
+            measured.append(Measurement(cosine, aesthetic, picture=kept, truncated=cut))
         return measured
 
     def _keep(self, pixels: Tensor) -> str:

@@ -146,6 +146,9 @@ class RemoteRewards:
                 figures[f"reward/busy_rank_{peer.rank}"] = busy / alive if alive > 0 else 0.0
             return figures
 
+    def committed(self, step: int) -> None:
+        """Nothing to do."""
+
     def close(self) -> None:
         """Let the reward ranks go, once what is in flight is back. After an error, only end the thread."""
         with self._changed:
@@ -213,7 +216,7 @@ class RemoteRewards:
             for ticket, measurement in zip(peer.tasks.pop(message.id), message.measurements, strict=True):
                 ticket.measurement = measurement
             self.images += len(message.measurements)
-            peer.truncated += message.truncated
+            peer.truncated += sum(m.truncated for m in message.measurements)
             peer.busy_s, peer.alive_s = message.busy_s, message.alive_s
         elif isinstance(message, Failure):
             raise RewardError(f"reward rank {rank} failed on the prompt {message.prompt!r}: {message.detail}")

@@ -28,6 +28,7 @@ from promptist.reward.client import (
     Ticket,
     culprit,
 )
+from promptist.reward.in_flight import InFlight, RecordedRewards
 from promptist.reward.mailbox import POLL_S, Mailbox
 from promptist.reward.messages import Failure, Ready, Result, Stop, Task
 from promptist.reward.remote import RemoteRewards
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CachedRewards",
     "LocalRewards",
+    "RecordedRewards",
     "RemoteRewards",
     "RewardClient",
     "RewardError",
@@ -53,6 +55,9 @@ log = logging.getLogger(__name__)
 CACHE = "plain_cache"
 """Folder of the plain pictures' measurements below the run folder."""
 
+IN_FLIGHT = "in_flight"
+"""Folder of the measurements since the last checkpoint below the run folder."""
+
 
 def on_own_device(config: RewardConfig, world: World) -> RewardConfig:
     """`config` with this rank's own GPU where it leaves open which (`auto`, `cuda`); UserError as `pick_device`."""
@@ -63,7 +68,7 @@ def on_own_device(config: RewardConfig, world: World) -> RewardConfig:
 
 
 def connect(world: World, config: RewardConfig, run_folder: str | Path) -> RewardClient:
-    """The client of a training rank, with the run's cache of plain pictures in front.
+    """The client of a training rank, with the run's cache of plain pictures and its record of measurements in front.
 
     Loads the models here where one process plays both roles; else waits for the first reward rank to be
     ready.
@@ -77,8 +82,9 @@ def connect(world: World, config: RewardConfig, run_folder: str | Path) -> Rewar
         client = RemoteRewards(
             world.comm, world.reward_ranks, window=config.window, deadline_s=config.deadline_s
         )
-    cache = PlainCache(Path(run_folder) / CACHE, client.fingerprint, world.group_rank, world.group_size)
-    return CachedRewards(client, cache)
+    place = client.fingerprint, world.group_rank, world.group_size
+    recorded = RecordedRewards(client, InFlight(Path(run_folder) / IN_FLIGHT, *place))
+    return CachedRewards(recorded, PlainCache(Path(run_folder) / CACHE, *place))
 
 
 def serve(world: World, model: Measurer) -> int:
@@ -110,7 +116,7 @@ def serve(world: World, model: Measurer) -> int:
             time.sleep(POLL_S)
             continue
         rank, task = waiting.popleft()
-        began, truncated = time.perf_counter(), model.truncated
+        began = time.perf_counter()
         try:
             measurements = model.measure(task.requests)
         except Exception as error:
@@ -121,8 +127,7 @@ def serve(world: World, model: Measurer) -> int:
         now = time.perf_counter()
         busy_s += now - began
         images += len(measurements)
-        truncated = model.truncated - truncated
-        mailbox.send(rank, Result(task.id, tuple(measurements), truncated, busy_s, now - start))
+        mailbox.send(rank, Result(task.id, tuple(measurements), busy_s, now - start))
     mailbox.drain()
     alive_s = time.perf_counter() - start
     log.info(

@@ -8,7 +8,7 @@ in the same shapes, as in the update: the probability ratio is then exactly 1 be
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -84,7 +84,7 @@ class Batch:
 
 def roll_out(
     nets: Networks, job: PPOJob, iteration: int, rows: Sequence[PromptRow], prompt_width: int, new_tokens: int
-) -> Iterator[list[Rollout]]:
+) -> Generator[list[Rollout], None, None]:
     """Decode this rank's `rows` in chunks of one shape and pick one beam of each at random.
 
     Yields the rollouts of each chunk as soon as they are there, so that their pictures can be asked for while

@@ -6,23 +6,28 @@ Sources: Hao et al. 2023, section 2.3 and appendix A; the mathematics stands in 
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Callable
+from contextlib import closing
 
 import torch
 
 from promptist import rng
 from promptist.cluster.metrics import MetricLog
-from promptist.cluster.preemption import Preemption
+from promptist.cluster.preemption import Preemption, Stopped
 from promptist.cluster.roles import World
 from promptist.cluster.run_folder import RunFolder
 from promptist.data.text import load_tokenizer
-from promptist.reward.service import connect
+from promptist.reward.service import RewardClient, Ticket, connect
 from promptist.rl import journal
 from promptist.rl.collect import gather, greatest, total
 from promptist.rl.config import PPOJob
 from promptist.rl.networks import Networks
 from promptist.rl.progress import finish, newest, resume, save
 from promptist.rl.prompts import PromptStream
+from promptist.rl.records import Rollout
 from promptist.rl.rollout import (
+    Batch,
     ask_networks,
     enter_measurements,
     enter_tokens,
@@ -46,16 +51,26 @@ def train(job: PPOJob, world: World, run: RunFolder, stop: Preemption, device: t
     ppo, leads = job.ppo, world.leads
     resume_from = newest(run, world)
     tokenizer = load_tokenizer(job.model.path)
-    eos = int(tokenizer.eos_token_id)
     prompts = PromptStream(job, tokenizer)
     validation = Validation(job, tokenizer, world.group_rank, world.group_size)
     client = connect(world, job.reward, run.path)
     nets = Networks.build(job, tokenizer, device, job.per_rank(world.group_size) // job.zero.micro_batch)
     metric_log = MetricLog(run.path, job.logging, world.group_rank)
     progress = resume(resume_from, nets, metric_log)
+    saving_s = 0.0
+
+    def all_reduce_max(flag: int) -> int:
+        return int(greatest(flag, device))
+
+    def commit() -> None:
+        nonlocal saving_s
+        start = time.monotonic()
+        save(nets, run, world, progress, job.checkpoint.keep_last)
+        client.committed(progress.step)
+        saving_s = time.monotonic() - start
 
     client.begin(progress.step)
-    if progress.step == 0:
+    if resume_from is None:
         metrics = validation(nets, client, 0)
         progress.consider(0, metrics["valid/score"])
         metric_log.log(0, metrics)
@@ -65,32 +80,17 @@ def train(job: PPOJob, world: World, run: RunFolder, stop: Preemption, device: t
         step, watch = iteration + 1, journal.Stopwatch()
         client.begin(iteration)
         kept = job.logging.samples if journal.is_due(step, job.logging.samples_every) else 0
-
-        # Rewrites. The reward ranks paint the first chunk while the next is decoded, and all through the
-        # forward passes.
-        rows, prompt_width = prompts.batch(iteration, world.group_rank, world.group_size)
-        new_tokens = rng.integer(
-            ppo.new_tokens_min, ppo.new_tokens_max, job.run.seed, "new-tokens", iteration
-        )
-        rollouts, tickets = [], []
-        with watch.phase("decode"):
-            for chunk in roll_out(nets, job, iteration, rows, prompt_width, new_tokens):
-                tickets += [client.submit(requests_of(r, "train", keep=r.row < kept)) for r in chunk]
-                rollouts += chunk
-            client.flush()
-
-        # What policy, reference and value network say about every token.
-        with watch.phase("forward"):
-            longest = int(greatest(max(len(r.response_ids) for r in rollouts), device))
-            batch = tensors_of(rollouts, prompt_width, round_up(longest), eos, device)
-            for _ in ask_networks(nets, batch, job.zero.micro_batch):
-                client.poll()
-            enter_tokens(rollouts, batch)
-
-        with watch.phase("wait"):
-            for rollout, asked in zip(rollouts, tickets, strict=True):
-                enter_measurements(rollout, client.collect(asked))
-            painting = client.metrics()
+        new_tokens = rng.integer(ppo.new_tokens_min, ppo.new_tokens_max, job.run.seed, "new-tokens", iteration)
+        try:
+            rollouts, batch, painting = collect_rollouts(
+                nets, job, world, iteration, prompts, new_tokens, kept, client, watch,
+                check_stop=lambda: stop.check(all_reduce_max),
+            )  # fmt: skip
+        except Stopped:
+            # Nothing has been learned in this iteration: it starts again, with the scores it already has.
+            commit()
+            log.info("stopped by a signal in iteration %d; the same command goes on from step %d", step, iteration)
+            break
 
         with watch.phase("update"):
             scores = [journal.score_of(r, job.reward.terms).score for r in rollouts]
@@ -118,12 +118,13 @@ def train(job: PPOJob, world: World, run: RunFolder, stop: Preemption, device: t
             journal.write_samples(run.path, step, [r for r in everyone if r.row < kept], job.reward.terms)
         metrics |= watch.metrics(metrics["images"], painting)
         metrics["time/eta_s"] = progress.pace(metrics["time/iteration"]) * (ppo.iterations - step)
+        metrics["time/save"] = saving_s  # of the last checkpoint: this iteration's comes after its metrics
         metric_log.log(step, metrics)
         log.info("%s", journal.line(step, ppo.iterations, metrics))
 
-        stopping = stop.agreed(lambda flag: int(greatest(flag, device)))
+        stopping = stop.agreed(all_reduce_max)
         if improved or stopping or step == ppo.iterations or journal.is_due(step, job.checkpoint.every):
-            save(nets, run, world, progress, job.checkpoint.keep_last)
+            commit()
         if stopping and step < ppo.iterations:
             log.info("stopped by a signal after iteration %d; the same command goes on from there", step)
             break
@@ -134,3 +135,52 @@ def train(job: PPOJob, world: World, run: RunFolder, stop: Preemption, device: t
         return False
     finish(nets, job, run, world, progress)
     return True
+
+
+def collect_rollouts(
+    nets: Networks,
+    job: PPOJob,
+    world: World,
+    iteration: int,
+    prompts: PromptStream,
+    new_tokens: int,
+    kept: int,
+    client: RewardClient,
+    watch: journal.Stopwatch,
+    check_stop: Callable[[], None],
+) -> tuple[list[Rollout], Batch, dict[str, float]]:
+    """The measured rollouts of this rank, their tensors, and the reward client's figures (collective).
+
+    Of the first `kept` rows of the global batch the pictures are kept. The reward ranks paint the first chunk while
+    the next is decoded, and all through the forward passes. `check_stop` is called between chunks of work, at the
+    same places on all ranks, and may raise `Stopped`: nothing has changed then.
+    """
+    rows, prompt_width = prompts.batch(iteration, world.group_rank, world.group_size)
+    rollouts: list[Rollout] = []
+    tickets: list[list[Ticket]] = []
+    decoding = roll_out(nets, job, iteration, rows, prompt_width, new_tokens)
+    # Closed before anything else is done: under ZeRO-3 it holds the gathered weights.
+    with watch.phase("decode"), closing(decoding):
+        for chunk in decoding:
+            tickets += [client.submit(requests_of(r, "train", keep=r.row < kept)) for r in chunk]
+            rollouts += chunk
+            check_stop()
+        client.flush()
+
+    # What policy, reference and value network say about every token.
+    with watch.phase("forward"):
+        longest = int(greatest(max(len(r.response_ids) for r in rollouts), nets.device))
+        eos = int(nets.tokenizer.eos_token_id)
+        batch = tensors_of(rollouts, prompt_width, round_up(longest), eos, nets.device)
+        for _ in ask_networks(nets, batch, job.zero.micro_batch):
+            client.poll()
+            check_stop()
+        enter_tokens(rollouts, batch)
+
+    with watch.phase("wait"):
+        for i, (rollout, asked) in enumerate(zip(rollouts, tickets, strict=True)):
+            if i % job.ppo.chunk == 0:
+                check_stop()
+            enter_measurements(rollout, client.collect(asked))
+        painting = client.metrics()
+    return rollouts, batch, painting

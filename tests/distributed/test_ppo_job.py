@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from promptist.errors import EXIT_STOPPED
 from promptist.rl.records import read_rollouts
 from tests.conftest import Finished, Mpirun, run_command, run_one_after_the_other
 from tests.helpers_ppo import deterministic, make_tiny_job
@@ -33,6 +34,23 @@ from jobs.ppo import main
 sys.exit(run_main(main))
 """
 """The job, with every training rank sending itself a signal when it has logged `step`."""
+
+STOPS_WHILE_WAITING = """
+import os, signal, sys
+from promptist.rl import trainer
+enter, count = trainer.enter_measurements, 0
+def end(*args):
+    global count
+    enter(*args)
+    count += 1
+    if count == 3:
+        os.kill(os.getpid(), signal.SIGUSR2)
+trainer.enter_measurements = end
+from promptist.errors import run_main
+from jobs.ppo import main
+sys.exit(run_main(main))
+"""
+"""The job, told to stop when three of the rollouts' scores are there."""
 
 REFERENCE = """
 import sys, torch
@@ -176,10 +194,17 @@ def test_the_undisturbed_run(runs: Path) -> None:
 
 
 def test_one_process_and_two_give_the_same_numbers_and_a_signal_costs_nothing(world: Path, mpirun: Mpirun) -> None:
-    """One process, told to stop after its first iteration and started again, against mpirun -n 2."""
+    """One process, told to stop after its first iteration and again while it waits for the second one's scores, against
+    mpirun -n 2."""
     folder = world.parent / "runs"
-    stopped = alone(ENDS.format(step=1, signal="SIGUSR2"), world, "run.name=alone").ok()
+    stopped = alone(ENDS.format(step=1, signal="SIGUSR2"), world, "run.name=alone")
+    assert stopped.returncode == EXIT_STOPPED, stopped
     assert "stopped by a signal after iteration 1" in stopped.stderr
+    stopped = alone(STOPS_WHILE_WAITING, world, "run.name=alone")
+    assert stopped.returncode == EXIT_STOPPED, stopped
+    assert "stopped by a signal in iteration 2" in stopped.stderr
+    assert [line["step"] for line in deterministic(folder / "alone")] == [0, 1]
+    assert len((folder / "alone" / "in_flight" / "00000.jsonl").read_text(encoding="utf-8").splitlines()) >= 4
     assert not (folder / "alone" / "done.json").exists()
     assert "reference checked" in alone(REFERENCE, world, "run.name=alone").ok().stdout
     mpirun(2, "jobs.ppo", [world, "run.name=pair"], timeout_s=TIMEOUT_S).ok()

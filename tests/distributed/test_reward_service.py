@@ -21,7 +21,7 @@ PRELUDE = textwrap.dedent(
     from promptist.reward.service import serve
 
     class Fake:
-        batch, fingerprint, truncated = 4, "fake", 0
+        batch, fingerprint = 4, "fake"
         def measure(self, requests):
             for r in requests:
                 if r.prompt == "bad":

@@ -19,7 +19,6 @@ class FakeModel:
 
     batch = 4
     fingerprint = "fake"
-    truncated = 0
 
     def __init__(self) -> None:
         self.batches: list[list[ImageRequest]] = []

@@ -30,7 +30,7 @@ ODD = "a „red“ boat 🚤\n\x00 half \ud83d"
     [
         Task(2**40, (ImageRequest(ODD, "x", "train", 3), ImageRequest("x", "x", "eval", 0, True))),
         Result(
-            7, (Measurement(math.nextafter(0.1, 1), -1e-300, {"pick": 0.3}, "images/a.png"),), 2, 1.5, 9.0
+            7, (Measurement(math.nextafter(0.1, 1), -1e-300, {"pick": 0.3}, "images/a.png", True),), 1.5, 9.0
         ),
         Failure(1, ODD, "ValueError: no"),
         Ready("abc", 8),
@@ -44,7 +44,7 @@ def test_round_trip(message: Message) -> None:
 def test_the_kinds_are_those_of_the_contract() -> None:
     kinds = [
         msgpack.unpackb(encode(m))["kind"]
-        for m in (Task(0, ()), Result(0, (), 0, 0.0, 0.0), Failure(0, "", ""), Ready("", 1), Stop())
+        for m in (Task(0, ()), Result(0, (), 0.0, 0.0), Failure(0, "", ""), Ready("", 1), Stop())
     ]
     assert kinds == ["task", "result", "error", "ready", "stop"]
 

@@ -134,10 +134,9 @@ def test_pictures_need_a_folder(section: dict[str, Any]) -> None:
         RewardModel(config_of(section)).measure([ImageRequest("x", "x", "train", 0, keep_picture=True)])
 
 
-def test_long_prompts_are_counted(model: RewardModel) -> None:
-    before = model.truncated
-    model.measure([ImageRequest("x " * 60, "x", "train", 0), REQUESTS[0]])
-    assert model.truncated == before + 1
+def test_long_prompts_are_marked(model: RewardModel) -> None:
+    measured = model.measure([ImageRequest("x " * 60, "x", "train", 0), REQUESTS[0]])
+    assert [m.truncated for m in measured] == [True, False]
 
 
 def test_nan_names_its_prompt(section: dict[str, Any]) -> None:
