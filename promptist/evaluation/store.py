@@ -1,40 +1,50 @@
 """Append-only record of finished evaluation work, addressed by content.
 
-One JSONL file per rank, any number of ranks per attempt. A rewrite is stored under (model fingerprint, x), an
-image under (painter fingerprint, what was painted, x, k). So whatever changed between two attempts (a
-retrained model, more images, other prompts, another number of ranks), exactly the work that is missing is
-done, and nothing stale is read.
+One JSONL file per attempt and rank. A rewrite is stored under (model fingerprint, x), an image under (painter
+fingerprint, what was painted, x, k). So whatever changed between two attempts (a retrained model, more images, other
+prompts, another number of ranks or shards), exactly the work that is missing is done, and nothing stale is read.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from promptist.reward.messages import Measurement
+
+log = logging.getLogger(__name__)
 
 ImageKey = tuple[str, str, str, int]
 RewriteKey = tuple[str, str]
 
 
 class Store:
-    """All that earlier attempts finished, and this rank's file to add to.
+    """All that was finished when it was opened, and a file of its own to add to.
 
-    Ranks of one attempt own different prompts, so none needs what another adds; opening must be over on every
-    rank before the first one writes (a barrier), so that all start from the same record.
+    Ranks of one attempt, and shards that run at the same time, own different prompts, so none needs what another
+    adds. `writer` names the file; no two processes that run at the same time may share a name. `added` are the lines
+    of this one.
     """
 
-    def __init__(self, folder: Path, rank: int) -> None:
+    def __init__(self, folder: Path, writer: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.images: dict[ImageKey, Measurement] = {}
         self.rewrites: dict[RewriteKey, str] = {}
-        for path in sorted(folder.glob("rank_*.jsonl")):
+        self.added: list[str] = []
+        for path in sorted(folder.glob("*.jsonl")):
             for line in _complete_lines(path):
-                self._remember(json.loads(line))
-        self._path = folder / f"rank_{rank:05d}.jsonl"
+                self._remember_line(line, path)
+        self._path = folder / f"{writer}.jsonl"
         _cut_broken_tail(self._path)
+
+    def merge(self, lines: Iterable[str]) -> None:
+        """Take over what other ranks of this attempt have `added`."""
+        for line in lines:
+            self._remember(json.loads(line))
 
     def add_rewrites(self, model: str, rewrites: dict[str, str]) -> None:
         """`rewrites` maps x to y, both stripped, for the model with that fingerprint."""
@@ -54,13 +64,20 @@ class Store:
     def _append(self, entries: list[dict[str, Any]]) -> None:
         if not entries:
             return
-        text = "".join(json.dumps(entry) + "\n" for entry in entries)
+        lines = [json.dumps(entry) for entry in entries]
         with self._path.open("ab") as file:
-            file.write(text.encode())
+            file.write("".join(f"{line}\n" for line in lines).encode())
             file.flush()
             os.fsync(file.fileno())
+        self.added += lines
         for entry in entries:
             self._remember(entry)
+
+    def _remember_line(self, line: bytes, path: Path) -> None:
+        try:
+            self._remember(json.loads(line))
+        except (ValueError, KeyError, TypeError):
+            log.warning("%s holds a broken line: what it recorded is done again", path)
 
     def _remember(self, entry: dict[str, Any]) -> None:
         if "model" in entry:

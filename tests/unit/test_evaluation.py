@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from promptist.cluster.preemption import Preemption
 from promptist.cluster.roles import World
 from promptist.config import load
 from promptist.errors import UserError
-from promptist.evaluation.evaluate import TABLE, Plan, evaluate, read_table
+from promptist.evaluation.evaluate import TABLE, Plan, read_table, table, unfinished, work, write_table
 from promptist.evaluation.methods import MethodConfig, check_methods, model_fingerprint, model_folder
 from promptist.evaluation.prompts import EvalPrompt, load_eval_prompts
+from promptist.evaluation.shards import Shard
 from promptist.evaluation.statistics import Row
 from promptist.evaluation.store import Store
 from promptist.reward.messages import ImageRequest, Measurement
@@ -82,15 +84,33 @@ def plan(tmp_path: Path) -> Plan:
         MethodConfig("sft", "model", str(tmp_path / "sft")),
         MethodConfig("ppo", "model", str(tmp_path / "ppo")),
     ]
-    return Plan(PROMPTS, methods, images=3, pictures=1, batch=4)
+    return Plan(PROMPTS, methods, {}, images=3, pictures=1, batch=4)
 
 
 def run(
-    plan: Plan, folder: Path, painter: FakePainter | None = None, world: World = ALONE, paint_id: str = "p"
+    plan: Plan,
+    folder: Path,
+    painter: FakePainter | None = None,
+    world: World = ALONE,
+    paint_id: str = "p",
+    shard: Shard = Shard(),  # noqa: B008  # frozen
+    stop: Preemption | None = None,
 ) -> tuple[list[Row] | None, FakePainter, FakeRewriter]:
+    """Work on a shard as the job does; the table, written as well, where that finished the plan."""
     folder.mkdir(exist_ok=True)
     painter, rewriter = painter or FakePainter(folder), FakeRewriter()
-    return evaluate(plan, folder, world, rewriter, lambda: (painter, paint_id)), painter, rewriter
+    models = {m.name: model_fingerprint(model_folder(m.path)) for m in plan.methods if m.path}
+    plan = replace(plan, models=models)
+    attempt = len(list((folder / "finished").glob("*.jsonl")))
+    world.barrier_all()
+    store = Store(folder / "finished", f"attempt_{attempt}_rank_{world.rank}")
+    world.barrier_all()
+    part = shard.part(plan.prompts)
+    found = work(plan, part, folder, store, world, rewriter, lambda: (painter, paint_id), stop or Preemption())
+    if found is None or world.rank > 0 or unfinished(plan, plan.prompts, store, found, folder):
+        return None, painter, rewriter
+    write_table(folder / TABLE, table(plan, store, found))
+    return read_table(folder / TABLE), painter, rewriter
 
 
 def test_the_table(plan: Plan, tmp_path: Path) -> None:
@@ -137,7 +157,7 @@ def test_resumed_work_is_done_once_and_gives_the_same_bytes(plan: Plan, tmp_path
     first = FakePainter(folder, limit)
     with pytest.raises(Cut):
         run(plan, folder, first)
-    with open(folder / "finished" / "rank_00000.jsonl", "ab") as file:
+    with open(folder / "finished" / "attempt_0_rank_0.jsonl", "ab") as file:
         file.write(b'{"painter": "p", "painted": "a red bo')  # the line that was being written
     _, second, rewriter = run(plan, folder)
     assert rewriter.asked == []
@@ -150,7 +170,7 @@ def test_resumed_work_is_done_once_and_gives_the_same_bytes(plan: Plan, tmp_path
 def test_changes_do_only_what_is_new(plan: Plan, tmp_path: Path) -> None:
     folder = tmp_path / "e"
     run(plan, folder)
-    more = Plan(plan.prompts, plan.methods, images=4, pictures=1, batch=4)
+    more = replace(plan, images=4)
     _, painter, rewriter = run(more, folder)
     assert {r.k for r in painter.painted} == {3} and rewriter.asked == []
 
@@ -173,7 +193,7 @@ def test_changes_do_only_what_is_new(plan: Plan, tmp_path: Path) -> None:
 class ThreadComm:
     """As much of an MPI communicator as the evaluation uses, between threads."""
 
-    def __init__(self, rank: int, barrier: threading.Barrier, box: dict[int, str]) -> None:
+    def __init__(self, rank: int, barrier: threading.Barrier, box: dict[int, Any]) -> None:
         self.rank, self.barrier, self.box = rank, barrier, box
 
     def Ibarrier(self) -> Any:
@@ -183,10 +203,17 @@ class ThreadComm:
     def Test(self) -> bool:
         return True
 
-    def gather(self, value: str, root: int) -> list[str] | None:
+    def gather(self, value: Any, root: int) -> list[Any] | None:
         self.box[self.rank] = value
         self.barrier.wait(timeout=30)
         return [self.box[r] for r in sorted(self.box)] if self.rank == root else None
+
+    def bcast(self, value: Any, root: int) -> Any:
+        self.barrier.wait(timeout=30)
+        if self.rank == root:
+            self.box[root] = value
+        self.barrier.wait(timeout=30)
+        return self.box[root]
 
 
 def test_the_number_of_ranks_changes_no_byte(plan: Plan, tmp_path: Path) -> None:
@@ -215,12 +242,60 @@ def test_the_number_of_ranks_changes_no_byte(plan: Plan, tmp_path: Path) -> None
     assert painter.painted == []
 
 
-def test_store_keeps_what_ranks_wrote(tmp_path: Path) -> None:
-    Store(tmp_path, 0).add_rewrites("m", {"x": "ü \u2028 y"})
-    Store(tmp_path, 4).add_images({("p", "y", "x", 2): Measurement(0.1, 5.0, {"pick": 1.5}, None)})
-    again = Store(tmp_path, 1)
+@pytest.mark.parametrize("of", [3, 16])
+def test_the_number_of_shards_changes_no_byte_and_none_does_another_ones_work(
+    plan: Plan, tmp_path: Path, of: int
+) -> None:
+    _, whole, _ = run(plan, tmp_path / "one")
+    folder, painted = tmp_path / "shards", []
+    for number in range(of, 0, -1):  # in any order
+        rows, painter, _ = run(plan, folder, shard=Shard(number, of))
+        assert (rows is None) == (number > 1)
+        painted += painter.painted
+    assert Counter(painted) == Counter(whole.painted)
+    assert (folder / TABLE).read_bytes() == (tmp_path / "one" / TABLE).read_bytes()
+    _, painter, _ = run(plan, folder)  # a plain run takes over what shards did
+    assert painter.painted == []
+
+
+def test_a_signal_ends_the_work_after_the_batch_at_hand(plan: Plan, tmp_path: Path) -> None:
+    stop, folder = Preemption(), tmp_path / "e"
+    folder.mkdir()
+
+    class Signalled(FakePainter):
+        def __call__(self, requests: list[ImageRequest]) -> list[Measurement]:
+            if len(self.batches) == 1:
+                stop.requested = "SIGUSR2"  # arrives while the second batch is painted
+            return super().__call__(requests)
+
+    rows, first, _ = run(plan, folder, Signalled(folder), stop=stop)
+    assert rows is None and len(first.batches) == 2
+    rows, second, rewriter = run(plan, folder)
+    assert rows is not None and rewriter.asked == []
+    _, whole, _ = run(plan, tmp_path / "whole")
+    assert Counter(first.painted + second.painted) == Counter(whole.painted)
+
+
+def test_a_full_disk_is_a_sentence(plan: Plan, tmp_path: Path) -> None:
+    def full(requests: list[ImageRequest]) -> list[Measurement]:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(UserError, match="is full"):
+        run(plan, tmp_path / "e", full)  # type: ignore[arg-type]
+
+
+def test_store_keeps_what_ranks_wrote(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Store(tmp_path, "rank_00000").add_rewrites("m", {"x": "ü \u2028 y"})
+    other = Store(tmp_path, "attempt_0002_rank_00004")
+    other.add_images({("p", "y", "x", 2): Measurement(0.1, 5.0, {"pick": 1.5}, None)})
+    (tmp_path / "attempt_0003_rank_00000.jsonl").write_text('{"model": "m", "x": "z"}\n\0\0\n{"model": "m", "x"')
+    again = Store(tmp_path, "attempt_0004_rank_00000")
     assert again.rewrites == {("m", "x"): "ü \u2028 y"}
     assert again.images == {("p", "y", "x", 2): Measurement(0.1, 5.0, {"pick": 1.5}, None)}
+    assert caplog.text.count("broken line") == 2
+    fresh = Store(tmp_path / "elsewhere", "rank")
+    fresh.merge(other.added)
+    assert fresh.images == again.images and fresh.added == []
 
 
 # ---- bad input
@@ -307,64 +382,3 @@ def test_demo_config_loads() -> None:
     ):
         with pytest.raises(UserError, match=words):
             load(EvalJob, path, [override])
-
-
-# ---- the whole job
-
-
-def test_the_job_end_to_end(tmp_path: Path, tiny_tokenizer_folder: Path, helpers: Callable[..., Any]) -> None:
-    """GPT-2, Stable Diffusion, CLIP and head with random weights: real loaders, decoder and report."""
-    from jobs.evaluate import main
-
-    config = helpers(tmp_path, tiny_tokenizer_folder)
-    assert main([str(config)]) == 0
-    folder = tmp_path / "runs" / "tiny-eval"
-    table = (folder / TABLE).read_bytes()
-    meta = json.loads((folder / "evaluation.json").read_text())
-    assert meta["decoder"]["decoding"]["beams"] == 8 and meta["decoder"]["decoding"]["length_penalty"] == -1.0
-    assert (folder / "report.html").stat().st_size > 5000
-    finished = sorted((folder / "finished").glob("*"))
-    size = sum(f.stat().st_size for f in finished)
-    assert main([str(config), "images=2"]) == 0  # nothing left to do
-    assert (folder / TABLE).read_bytes() == table
-    assert sum(f.stat().st_size for f in finished) == size
-    with pytest.raises(UserError, match="is no model"):
-        main([str(config), f"methods.1.path={tmp_path}"])
-
-
-@pytest.fixture
-def helpers() -> Callable[..., Path]:
-    def write(tmp_path: Path, tokenizer: Path) -> Path:
-        import shutil
-
-        import torch
-        import yaml
-        from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
-
-        from tests.helpers_reward import make_tiny_reward
-
-        model = tmp_path / "model"
-        shutil.copytree(tokenizer, model)
-        vocabulary = len(AutoTokenizer.from_pretrained(tokenizer))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            size = GPT2Config(vocab_size=vocabulary, n_positions=128, n_embd=16, n_layer=1, n_head=2)
-            GPT2LMHeadModel(size).save_pretrained(model)
-        prompts = [{"prompt": f"a red boat {i}", "set": "in" if i < 2 else "out"} for i in range(3)]
-        (tmp_path / "eval.jsonl").write_text("".join(json.dumps(p) + "\n" for p in prompts))
-        config = {
-            "run": {"name": "tiny-eval", "root": str(tmp_path / "runs")},
-            "reward": make_tiny_reward(tmp_path / "reward"),
-            "prompts": str(tmp_path / "eval.jsonl"),
-            "methods": [
-                {"name": "user", "kind": "user"},
-                {"name": "ppo", "kind": "model", "path": str(model)},
-            ],
-            "images": 2,
-            "pictures": 1,
-        }
-        path = tmp_path / "eval.yaml"
-        path.write_text(yaml.safe_dump(config))
-        return path
-
-    return write

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +17,7 @@ from promptist import config
 from promptist.cluster.roles import World
 from promptist.cluster.run_folder import RunConfig, open_run, write_atomically
 from promptist.errors import UserError
+from tests.conftest import REPOSITORY
 
 ALONE = World(0, 1, "both", 0, 1, 0, ("both",), ("host",), (0,))
 
@@ -88,6 +92,27 @@ def test_only_allowed_keys_may_change(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"lr was 0\.001 and is now 1\.0"):
         open_run(other.run, other, ALONE, may_change={"iterations"})
     assert config.load(Job, tmp_path / "demo" / "config.yaml") == longer
+
+
+RACE = """
+import sys, time
+from pathlib import Path
+from promptist.cluster.roles import World
+from promptist.cluster.run_folder import RunConfig, open_run
+from tests.unit.test_run_folder import ALONE, job
+cfg = job(Path(sys.argv[1]))
+time.sleep(max(0, float(sys.argv[2]) - time.time()))
+print(open_run(cfg.run, cfg, ALONE).attempt)
+"""
+
+
+def test_processes_that_open_a_run_at_the_same_time(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", RACE, str(tmp_path), str(time.time() + 4)]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY) for _ in range(4)]
+    attempts = [int(process.communicate(timeout=60)[0]) for process in started]
+    assert sorted(attempts) == [1, 2, 3, 4]
+    assert {p.name for p in (tmp_path / "demo").iterdir() if p.is_file()} == {"config.yaml", "env.json"}
+    assert config.load(Job, tmp_path / "demo" / "config.yaml") == job(tmp_path)
 
 
 def test_done(tmp_path: Path) -> None:

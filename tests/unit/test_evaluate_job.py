@@ -1,0 +1,252 @@
+"""The evaluation job as users start it: whole, in shards, shards at the same time, stopped, reduced without a model."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs.evaluate import EvalJob, main
+from promptist.cluster import preemption
+from promptist.config import load
+from promptist.errors import EXIT_STOPPED, UserError
+from promptist.evaluation.evaluate import TABLE
+from promptist.evaluation.shards import Shard, finished_shards
+from promptist.reward.messages import ImageRequest, Measurement
+from promptist.reward.model import RewardModel
+from tests.conftest import REPOSITORY
+from tests.helpers_evaluation import make_tiny_evaluation
+
+PROMPTS, BATCH = 5, 3
+
+
+@pytest.fixture(autouse=True)
+def as_it_was() -> Iterator[None]:
+    """The job logs and catches signals in this process."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    caught = {number: signal.getsignal(number) for number in preemption.SIGNALS}
+    yield
+    for number, handler in caught.items():
+        signal.signal(number, handler)
+    for handler in [h for h in root.handlers if h not in handlers]:
+        root.removeHandler(handler)
+        handler.close()
+    root.setLevel(level)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_folder: Path) -> Path:
+    """The config of a tiny evaluation."""
+    return make_tiny_evaluation(tmp_path_factory.mktemp("eval"), tiny_tokenizer_folder, PROMPTS)
+
+
+@pytest.fixture
+def config(world: Path) -> Iterator[Path]:
+    """The same without any run."""
+    shutil.rmtree(world.parent / "runs", ignore_errors=True)
+    yield world
+    shutil.rmtree(world.parent / "runs", ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def whole(world: Path) -> bytes:
+    """The table of a plain run."""
+    assert main([str(world), "run.name=whole", f"run.root={world.parent / 'whole'}"]) == 0
+    return (world.parent / "whole" / "whole" / TABLE).read_bytes()
+
+
+@pytest.fixture
+def no_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    from promptist.optimize import Promptist
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(RewardModel, "__init__", refuse)
+    monkeypatch.setattr(Promptist, "from_pretrained", refuse)
+
+
+def run_of(config: Path) -> Path:
+    return config.parent / "runs" / "tiny-eval"
+
+
+def watch(monkeypatch: pytest.MonkeyPatch) -> list[ImageRequest]:
+    """What is painted in this process from now on."""
+    measure, seen = RewardModel.measure, []
+
+    def watched(self: RewardModel, requests: list[ImageRequest]) -> list[Measurement]:
+        seen.extend(requests)
+        return measure(self, requests)
+
+    monkeypatch.setattr(RewardModel, "measure", watched)
+    return seen
+
+
+def measured(run: Path) -> int:
+    lines = [line for path in (run / "finished").glob("*.jsonl") for line in path.read_text().splitlines()]
+    return sum("painter" in json.loads(line) for line in lines)
+
+
+def test_a_plain_run_and_the_same_again(config: Path, whole: bytes, request: pytest.FixtureRequest) -> None:
+    assert main([str(config)]) == 0
+    run = run_of(config)
+    assert (run / TABLE).read_bytes() == whole
+    meta = json.loads((run / "evaluation.json").read_text())
+    assert meta["decoder"]["decoding"]["beams"] == 8 and meta["decoder"]["decoding"]["length_penalty"] == -1.0
+    assert meta["methods"][0]["model"] is None and len(meta["methods"][1]["model"]) == 32
+    assert (run / "report.html").stat().st_size > 5000
+    assert (run / "done.json").is_file()
+    before = measured(run)
+    request.getfixturevalue("no_models")
+    assert main([str(config), "images=2"]) == 0  # nothing left to do
+    assert (run / TABLE).read_bytes() == whole and measured(run) == before
+    with pytest.raises(UserError, match="is no model"):
+        main([str(config), f"methods.1.path={config.parent}"])
+
+
+def test_shards_give_the_same_bytes_and_the_reducer_loads_no_model(
+    config: Path, whole: bytes, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+) -> None:
+    run = run_of(config)
+    for number in (2, 1):
+        assert main([str(config), f"shard={number}/3"]) == 0
+    assert not (run / "done.json").exists() and not (run / TABLE).exists()
+    assert finished_shards(run) == (2, 3)
+    with pytest.raises(UserError, match=r"shard 3/3 of .* is not finished: run `.* CONFIG shard=3/3`"):
+        main([str(config), "reduce=3"])
+    assert main([str(config), "shard=3/3"]) == 0
+    recorded = load(EvalJob, run / "config.yaml")
+    assert recorded.shard is None and recorded.reduce is None
+
+    request.getfixturevalue("no_models")
+    capsys.readouterr()
+    assert main([str(config), "shard=2/3"]) == 0
+    assert f"shard 2/3 of {run} is finished" in capsys.readouterr().out
+    moved = config.parent / "model.away"
+    (config.parent / "model").rename(moved)
+    try:
+        assert main([str(config), "reduce=3"]) == 0
+    finally:
+        moved.rename(config.parent / "model")
+    assert (run / TABLE).read_bytes() == whole
+    assert (run / "report.html").is_file() and json.loads((run / "done.json").read_text())["prompts"] == PROMPTS
+
+
+def test_what_the_reducer_refuses(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_of(config)
+    for number in (1, 2):
+        assert main([str(config), f"shard={number}/2"]) == 0
+    with pytest.raises(UserError, match=r"shards 1/16, 2/16, .* and 8 more of .* are not finished"):
+        main([str(config), "reduce=16"])
+    with pytest.raises(UserError, match="computed from other numbers of images"):
+        main([str(config), "reduce=2", "images=3"])
+    with pytest.raises(UserError, match="computed from other diffusion settings"):
+        main([str(config), "reduce=2", "reward.diffusion.steps=3"])
+    # One shard goes on with a model that was trained again.
+    settings = config.parent / "model" / "promptist.json"
+    settings.write_text('{"max_new_tokens": 4}')
+    try:
+        before = measured(run)
+        assert main([str(config), "shard=2/2"]) == 0
+        assert measured(run) > before
+        with pytest.raises(UserError, match="were computed by different models"):
+            main([str(config), "reduce=2"])
+        assert main([str(config), "shard=1/2"]) == 0
+        assert main([str(config), "reduce=2"]) == 0
+    finally:
+        settings.unlink()
+    # What a shard recorded is lost, and a kept picture is.
+    next((run / "images").rglob("*.png")).unlink()
+    with pytest.raises(UserError, match=r"shard ./2 of .* is no longer there: run .*shard=./2"):
+        main([str(config), "reduce=2"])
+
+
+ENDS = """
+import os, signal, sys
+from promptist.errors import run_main
+from promptist.reward.messages import ImageRequest, Measurement
+from promptist.reward.model import RewardModel
+from jobs.evaluate import main
+measure, batches = RewardModel.measure, 0
+def ends(self, requests):
+    global batches
+    batches += 1
+    if batches == {batch}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return measure(self, requests)
+RewardModel.measure = ends
+sys.exit(run_main(main))
+"""
+"""The job, killed in batch number `batch`."""
+
+
+def test_two_shards_at_once_of_which_one_is_killed(
+    config: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(config)
+    shards = [
+        subprocess.Popen(
+            [sys.executable, "-c", ENDS.format(batch=batch), str(config), f"shard={number}/2"],
+            cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for number, batch in ((1, 2), (2, -1))
+    ]  # fmt: skip
+    said = [shard.communicate(timeout=600)[1] for shard in shards]
+    assert [shard.returncode for shard in shards] == [-signal.SIGKILL, 0], said
+    assert sorted(p.name for p in (run / "logs").iterdir()) == ["attempt_1", "attempt_2"]
+    assert finished_shards(run) == (1, 2)
+
+    before, seen = measured(run), watch(monkeypatch)
+    assert main([str(config), "shard=1/2"]) == 0
+    assert 0 < len(seen) == measured(run) - before
+    assert main([str(config), "reduce=2"]) == 0
+    assert (run / TABLE).read_bytes() == whole
+
+
+def test_a_signal_stops_a_shard_and_the_same_command_goes_on(
+    config: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, measure, seen = run_of(config), RewardModel.measure, []
+
+    def signalled(self: RewardModel, requests: list[ImageRequest]) -> list[Measurement]:
+        if seen:
+            os.kill(os.getpid(), signal.SIGUSR2)
+        seen.extend(requests)
+        return measure(self, requests)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RewardModel, "measure", signalled)
+        assert main([str(config), "shard=1/1"]) == EXIT_STOPPED
+    assert measured(run) == 2 * BATCH  # the batch at hand was finished
+    assert finished_shards(run) is None
+
+    again = watch(monkeypatch)
+    assert main([str(config), "shard=1/1"]) == 0
+    assert len({*seen, *again}) == len(seen) + len(again) == measured(run)
+    assert main([str(config), "reduce=1"]) == 0
+    assert (run / TABLE).read_bytes() == whole
+
+
+@pytest.mark.parametrize("text", ["3", "0/4", "5/4", "a/b", "1/4/2", "-1/4"])
+def test_bad_shards(text: str) -> None:
+    with pytest.raises(UserError, match="1/16 to 16/16"):
+        Shard.parse(text)
+
+
+def test_bad_combinations(config: Path) -> None:
+    for overrides, words in (
+        (["shard=1/2", "reduce=2"], "both set"),
+        (["reduce=0"], "at least 1"),
+        (["shard=7"], "1/16 to 16/16"),
+    ):
+        with pytest.raises(UserError, match=words):
+            load(EvalJob, config, overrides)
