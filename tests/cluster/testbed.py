@@ -40,8 +40,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PROGRAMS = ("slurmctld", "slurmd", "munged", "srun")
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")
 
-# Nodes larger than this host: that config files of real clusters fit. Signals and requeues come within seconds: without
-# cred_expire a requeued job waits two minutes.
+# Nodes larger than this host: that config files of real clusters fit. Without cred_expire a requeued job waits for two
+# minutes. Job ids of their own: MPICH names its shared memory by them, and two clusters may be up at once.
 SLURM_CONF = """\
 ClusterName=testbed
 SlurmctldHost={host}(127.0.0.1)
@@ -75,6 +75,7 @@ ReturnToService=1
 MessageTimeout=30
 KillWait=5
 MinJobAge=600
+FirstJobId={first_job}
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 {nodes}
@@ -86,6 +87,7 @@ NODE = (
     "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=32 Boards=1 SocketsPerBoard=1 "
     "CoresPerSocket=32 ThreadsPerCore=1 RealMemory=256000 Gres=gpu:{gpus} State=UNKNOWN"
 )
+PORTS = range(20000, 32000)  # below those that the kernel gives to clients
 START_TIMEOUT_S = 60.0
 POLL_S = 0.2
 
@@ -195,7 +197,10 @@ class Cluster:
             NODE.format(name=node, host=host, port=port, gpus=self.gpus_per_node)
             for node, port in zip(self.nodes, ports[1:], strict=True)
         ]
-        self.conf.write_text(SLURM_CONF.format(folder=self.folder, host=host, ports=ports, nodes="\n".join(nodes)))
+        first_job = 1000 * (ports[0] - PORTS.start) + 1
+        self.conf.write_text(
+            SLURM_CONF.format(folder=self.folder, host=host, ports=ports, first_job=first_job, nodes="\n".join(nodes))
+        )
         gpus = f"[0-{self.gpus_per_node - 1}]"
         (self.folder / "gres.conf").write_text(
             "".join(f"NodeName={node} Name=gpu File={self.folder}/gpu/{gpus}\n" for node in self.nodes)
@@ -299,6 +304,15 @@ class Cluster:
         files = dict.fromkeys(Path(job[name]) for name in ("StdOut", "StdErr") if job.get(name))
         return "".join(file.read_text(errors="replace") for file in files if file.exists())
 
+    def wait_output(self, job_id: str, text: str, timeout_s: float = 120, count: int = 1) -> str:
+        """Wait until the job has written `text` (`count` times); `output` then."""
+        deadline = time.monotonic() + timeout_s
+        while (output := self.output(job_id)).count(text) < count:
+            if time.monotonic() > deadline or self.job(job_id)["JobState"] in ENDED:
+                assert self.output(job_id).count(text) >= count, f"{text!r} is missing: {self.describe(job_id)}"
+            time.sleep(POLL_S)
+        return output
+
     def describe(self, job_id: str) -> str:
         """State and output of a job, and the daemons' logs, for the message of a failure."""
         jobs = "\n".join(str(job) for job in self.jobs(job_id))
@@ -324,6 +338,10 @@ class Cluster:
             time.sleep(POLL_S)
         return tasks
 
+    def nodes_of(self, job_id: str) -> list[str]:
+        """Names of the nodes on which the job runs or ran."""
+        return self.run("scontrol", "show", "hostnames", self.job(job_id)["NodeList"]).stdout.split()
+
     def down(self, node: str) -> None:
         """A node is lost: SLURM kills its steps and requeues its jobs."""
         self.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=testbed")
@@ -337,11 +355,10 @@ class Cluster:
         jobs = [job for job in self.queued() if job not in keep]
         if jobs:
             self.run("scancel", *jobs, check=False)
-        for line in self.run("sinfo", "-h", "-N", "-o", "%n %T").stdout.splitlines():
+        for line in self.run("sinfo", "-h", "-N", "-p", "main", "-o", "%N %T").stdout.splitlines():
             node, state = line.split()
             if state.startswith(("down", "drain")):
-                with contextlib.suppress(AssertionError):  # listed once for each partition
-                    self.resume(node)
+                self.resume(node)
 
     def queued(self) -> set[str]:
         """Ids of the jobs that wait or run."""
@@ -358,15 +375,15 @@ def _environment(conf: Path) -> dict[str, str]:
 
 
 def _free_ports(n: int) -> list[int]:
-    """Ports on which nobody listens, below those that the kernel gives to clients."""
+    """Ports of `PORTS` on which nobody listens."""
     ports: list[int] = []
-    for port in random.SystemRandom().sample(range(20000, 32000), 2000):
+    for port in random.SystemRandom().sample(PORTS, 2000):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("", port))
             ports.append(port)
         if len(ports) == n:
             return ports
-    raise UserError("no free ports for a SLURM testbed between 20000 and 32000")
+    raise UserError(f"no free ports for a SLURM testbed between {PORTS.start} and {PORTS.stop}")
 
 
 def _processes() -> Iterator[int]:
