@@ -84,8 +84,8 @@ GraceTime=30
 PartitionName=urgent Nodes=ALL DefaultTime=60 MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
 NODE = (
-    "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=32 Boards=1 SocketsPerBoard=1 "
-    "CoresPerSocket=32 ThreadsPerCore=1 RealMemory=256000 Gres=gpu:{gpus} State=UNKNOWN"
+    "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=128 Boards=1 SocketsPerBoard=1 "
+    "CoresPerSocket=128 ThreadsPerCore=1 RealMemory=1000000 Gres=gpu:{gpus} State=UNKNOWN"
 )
 PORTS = range(20000, 32000)  # below those that the kernel gives to clients
 START_TIMEOUT_S = 60.0
@@ -109,7 +109,7 @@ class Cluster:
     has SLURM_CONF, this Python first on PATH and the repository on PYTHONPATH.
     """
 
-    def __init__(self, folder: Path | str, nodes: int = 4, gpus_per_node: int = 4) -> None:
+    def __init__(self, folder: Path | str, nodes: int = 4, gpus_per_node: int = 8) -> None:
         self.folder = Path(folder).resolve()
         self.nodes = [f"node{i}" for i in range(1, nodes + 1)]
         self.gpus_per_node = gpus_per_node
@@ -443,7 +443,7 @@ def main(argv: list[str]) -> int:
     up = verbs.add_parser("up", help="start it; prints the environment to source")
     up.add_argument("folder", type=Path)
     up.add_argument("--nodes", type=int, default=4)
-    up.add_argument("--gpus-per-node", type=int, default=4)
+    up.add_argument("--gpus-per-node", type=int, default=8)
     down = verbs.add_parser("down", help="end its jobs and daemons; the logs stay")
     down.add_argument("folder", type=Path)
     arguments = parser.parse_args(argv)
