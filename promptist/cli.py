@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,10 +55,19 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("folder", type=Path, metavar="EVAL", help="folder of the evaluation")
     report.set_defaults(run=_report)
 
-    status = verbs.add_parser("status", help="how far each run is, when last heard of, newest checkpoint")
-    status.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="(default: all runs below --root)")
+    status = verbs.add_parser("status", help="queue, progress, time left, newest checkpoint, attempts of each run")
+    status.add_argument(
+        "runs", nargs="*", type=Path, metavar="RUN", help="run folders, or folders of runs (default: all below --root)"
+    )
     _add_root(status)
     status.set_defaults(run=_status)
+
+    logs = verbs.add_parser("logs", help="print the log of a run, or follow it through its attempts")
+    logs.add_argument("run_folder", type=Path, metavar="RUN", help="run folder")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on until the run is done")
+    logs.add_argument("--rank", type=int, metavar="R", help="(default: the first training rank, which leads)")
+    logs.add_argument("--attempt", type=int, metavar="N", help="(default: the newest)")
+    logs.set_defaults(run=_logs)
 
     verbs.add_parser("world", add_help=False, help="the miniature world: train, quality, show")
     return parser
@@ -93,15 +103,25 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _status(arguments: argparse.Namespace) -> None:
-    from promptist.cluster.status import describe, find_runs
+    from promptist.cluster.status import find_runs, look, table
 
-    runs = arguments.runs or find_runs(arguments.root)
+    for folder in arguments.runs:
+        if not find_runs(folder):
+            raise UserError(f"{folder} is not a run folder: it has no config.yaml, nor has any folder below it")
+    runs = [run for folder in arguments.runs or [arguments.root] for run in find_runs(folder)]
     if not runs:
         raise UserError(f"there is no run below {arguments.root}: name another folder with --root")
-    lines = [describe(run) for run in runs]
-    width = max(len(str(run)) for run in runs)
-    for run, line in zip(runs, lines, strict=True):
-        print(f"{run!s:{width}}  {line}")
+    print(table(look(runs)))
+
+
+def _logs(arguments: argparse.Namespace) -> int:
+    from promptist.cluster.logs import show
+
+    try:
+        return show(arguments.run_folder, arguments.rank, arguments.attempt, arguments.follow)
+    except BrokenPipeError:  # `| head` has seen enough; what is still buffered must not be flushed into it at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 if __name__ == "__main__":

@@ -77,19 +77,6 @@ def note_path(run: Path, shard: Shard) -> Path:
     return run / FOLDER / f"shard_{shard.number:04d}_of_{shard.of:04d}.json"
 
 
-def finished_shards(run: Path) -> tuple[int, int] | None:
-    """(finished, of how many) by the newest note; None where there is none."""
-    notes = [
-        (path.stat().st_mtime, int(match.group(1)))
-        for path in (run / FOLDER).glob("shard_*.json")
-        if (match := re.fullmatch(r"shard_\d+_of_(\d+)\.json", path.name))
-    ]
-    if not notes:
-        return None
-    of = max(notes)[1]
-    return sum(count == of for _, count in notes), of
-
-
 def inputs_of(prompts: str, methods: Sequence[MethodConfig], models: dict[str, str], images: int, pictures: int,
               reward: RewardConfig) -> dict[str, Any]:  # fmt: skip
     """All that a shard's numbers follow from, as JSON.

@@ -1,37 +1,16 @@
-"""The `promptist` command: verbs, what they pass on, exit codes, and what run folders say."""
+"""The `promptist` command: verbs, what they pass on, exit codes."""
 
 from __future__ import annotations
 
-import json
-import os
 import subprocess
 import sys
 import types
 from pathlib import Path
 
 import pytest
-import yaml
 
 from promptist import __version__, cli
-from promptist.cluster import status
-from promptist.errors import UserError
-
-
-def make_run(
-    folder: Path, kind: str, length: int, steps: int, *, done: float | None = None, export: bool = False
-) -> Path:
-    folder.mkdir(parents=True)
-    key = {"ppo": "iterations", "sft": "steps"}[kind]
-    (folder / "config.yaml").write_text(yaml.safe_dump({"run": {"name": folder.name}, kind: {key: length}}))
-    if steps:
-        (folder / "metrics.jsonl").write_text("".join(f'{{"step": {i + 1}}}\n' for i in range(steps)))
-    if export:
-        (folder / "export").mkdir()
-        (folder / "export/config.json").write_text("{}")
-    if done is not None:
-        (folder / "done.json").write_text("{}")
-        os.utime(folder / "done.json", (done, done))
-    return folder
+from tests.helpers_runs import make_run
 
 
 def test_help_loads_no_torch_and_no_mpi() -> None:
@@ -42,7 +21,7 @@ def test_help_loads_no_torch_and_no_mpi() -> None:
     )
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for verb in ("demo", "optimize", "report", "status", "world"):
+    for verb in ("demo", "optimize", "report", "status", "logs", "doctor", "prefetch", "world"):
         assert f"\n    {verb} " in done.stdout
 
 
@@ -121,34 +100,3 @@ def test_optimize_without_any_run_says_what_to_do(tmp_path: Path, capsys: pytest
     assert error.count("\n") == 1
     assert "make demo" in error
     assert "--model" in error
-
-
-def test_status_of_all_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    make_run(tmp_path / "demo/ppo", "ppo", 200, 37)
-    make_run(tmp_path / "demo/sft", "sft", 40, 40, done=0.0)
-    make_run(tmp_path / "fresh", "ppo", 9, 0)
-    with (tmp_path / "demo/ppo/metrics.jsonl").open("a") as file:
-        file.write('{"step": 3')  # torn by a crash
-    assert cli.main(["status", "--root", str(tmp_path)]) == 0
-    ppo, sft, fresh = capsys.readouterr().out.splitlines()
-    assert ppo.split(maxsplit=1)[1].startswith("ppo 37/200, last heard of ")
-    assert sft.split(maxsplit=1)[1].startswith("sft 40/40, done ")
-    assert fresh.split(maxsplit=1)[1] == "ppo 0/9, no step finished yet, no checkpoint"
-
-
-def test_status_names_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["status", str(tmp_path)]) == 64
-    assert "config.yaml" in capsys.readouterr().err
-    assert cli.main(["status", "--root", str(tmp_path / "none")]) == 64
-    (tmp_path / "config.yaml").write_text("ppo: [")
-    with pytest.raises(UserError, match="not valid YAML"):
-        status.describe(tmp_path)
-
-
-def test_status_skips_an_incomplete_checkpoint(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", "ppo", 20, 12)
-    for step in (5, 10):
-        folder = run / f"checkpoints/step_{step:06d}"
-        folder.mkdir(parents=True)
-        (folder / "state.json").write_text(json.dumps({"step": step}))
-    assert status.describe(run).endswith("no checkpoint")  # neither holds complete.json

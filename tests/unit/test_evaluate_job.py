@@ -16,10 +16,11 @@ import pytest
 
 from jobs.evaluate import EvalJob, main
 from promptist.cluster import preemption
+from promptist.cluster.status import finished_shards
 from promptist.config import load
 from promptist.errors import EXIT_STOPPED, UserError
 from promptist.evaluation.evaluate import TABLE
-from promptist.evaluation.shards import Shard, finished_shards
+from promptist.evaluation.shards import Shard
 from promptist.reward.messages import ImageRequest, Measurement
 from promptist.reward.model import RewardModel
 from tests.conftest import REPOSITORY
