@@ -126,6 +126,11 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
+def source() -> dict[str, str | None]:
+    """`commit` of the code and `diff` to it, null and empty where the source folder is no git repository."""
+    return {"commit": _git("rev-parse", "HEAD").strip() or None, "diff": _git("diff", "HEAD")}
+
+
 def _prepare(path: Path, cfg: Any, may_change: frozenset[str]) -> int:
     """Folders and `config.yaml`; the number of this attempt."""
     try:
@@ -204,8 +209,7 @@ def _environment(world: World, hardware: list[dict[str, Any]], attempt: int) -> 
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": {name: _version(name) for name in _PACKAGES},
-        "commit": _git("rev-parse", "HEAD").strip() or None,
-        "diff": _git("diff", "HEAD"),
+        **source(),
         "ranks": [{"rank": r, "role": world.roles[r], **facts} for r, facts in enumerate(hardware)],
         "slurm": {
             k: v for k, v in sorted(os.environ.items()) if k.startswith(("SLURM_JOB_", "SLURM_ARRAY_"))
