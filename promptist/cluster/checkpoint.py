@@ -6,6 +6,9 @@ All training ranks write into `step_000200.tmp`, every file is hashed and synced
 `complete.json` (world size, files, sizes, SHA-256) and renames the folder: that rename is the only commit
 point. What is found at start is the newest folder whose `complete.json` holds true; nothing else ever stores
 a path to a checkpoint.
+
+Beside it there may be `step_000200.universal`, the same state in a form for any number of training ranks
+(`promptist/models/elastic.py`), committed in the same way. It is made from the checkpoint, never instead of it.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +32,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 COMPLETE, STATE = "complete.json", "state.json"
+UNIVERSAL = ".universal"
 _STEP = re.compile(r"step_(\d{6,})")
 _SUMS = "sums_{rank:05d}.json"
 _CHUNK = 1 << 22
@@ -70,15 +75,13 @@ def save(
     rank 0) becomes `state.json`, `rank_state` this rank's `rank_NNNNN.json`. A step that is there and intact
     is left alone. Raises UserError on a full disk; whatever fails, earlier checkpoints are untouched.
     """
-    final, temporary = (
-        path_of(folder, step),
-        path_of(folder, step).with_name(path_of(folder, step).name + ".tmp"),
-    )
+    final = path_of(folder, step)
+    temporary = _temporary(final)
     present = final.exists() and flaw(final) is None
     barrier()  # all have looked before rank 0 touches anything
     if present:
         return final
-    try:
+    with _full_disk_told(final):
         if rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
             _remove_leftovers(folder)
@@ -96,16 +99,55 @@ def save(
         _write_json(temporary / _SUMS.format(rank=rank), sums)
         barrier()
         if rank == 0:
-            _commit(temporary, final, step, world_size)
+            _commit(temporary, final, _collect_sums(temporary, world_size), step=step, world_size=world_size)
         barrier()
-    except Exception as error:
-        if _is_disk_full(error):
-            raise UserError(
-                f"the disk is full: checkpoint {final.name} could not be written to {folder}; earlier "
-                "checkpoints are untouched, free some space and run the same command again"
-            ) from error
-        raise
     return final
+
+
+def save_universal(path: Path, write: Callable[[Path], None]) -> Path:
+    """Commit `step_000200.universal` of the checkpoint `path`, as `save` commits; returns its path. In one process.
+
+    `write(folder)` writes all its files below `folder`, which exists; `path` itself is only read. Raises UserError
+    on a full disk.
+    """
+    final = path.with_name(path.name + UNIVERSAL)
+    temporary = _temporary(final)
+    with _full_disk_told(final):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            write(temporary)
+            files = {name: _sync_and_hash(temporary / name) for name in _files(temporary)}
+            _commit(
+                temporary,
+                final,
+                files,
+                step=step_of(path),
+                world_size=world_size(path),
+                source=_hash(path / COMPLETE),
+            )
+        except BaseException:
+            # A whole model's worth of disk space: not left lying until the next save.
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    return final
+
+
+def find_universal(path: Path) -> Path | None:
+    """The intact `step_000200.universal` that was made from this very checkpoint `path`, else None.
+
+    A damaged one, or one of an earlier step 200, is skipped with a sentence in the log.
+    """
+    found = path.with_name(path.name + UNIVERSAL)
+    if not found.is_dir():
+        return None
+    reason = flaw(found)
+    if reason is None and _read_json(found / COMPLETE).get("source") != _hash(path / COMPLETE):
+        reason = f"it was made from another {path.name}"
+    if reason is None:
+        return found
+    log.warning("%s is skipped: %s", found, reason)
+    return None
 
 
 def find_latest(folder: Path, hashes: bool = True) -> Path | None:
@@ -205,29 +247,35 @@ def path_of(folder: Path, step: int) -> Path:
 def keep_last(folder: Path, k: int, best: int | None = None) -> list[Path]:
     """Delete all finished checkpoints but the newest `k` and that of step `best`; returns the deleted ones.
 
-    Only complete ones count, so a damaged newest never pushes out an intact one. Call on one rank, after
-    `save`.
+    A universal form goes with its checkpoint. Only complete ones count, so a damaged newest never pushes out an intact
+    one. Call on one rank, after `save`.
     """
     complete = [p for p in sorted(_steps(folder), key=step_of, reverse=True) if flaw(p, hashes=False) is None]
     doomed = [p for p in complete[k:] if step_of(p) != best]
     for path in doomed:
         _remove(path)
+    for path in folder.glob(f"step_*{UNIVERSAL}"):
+        if not path.with_suffix("").exists():
+            _remove(path)
     _remove_leftovers(folder)  # a crash during an earlier call may have left half a deletion
     return doomed
 
 
-def _commit(temporary: Path, final: Path, step: int, ranks: int) -> None:
+def _collect_sums(temporary: Path, ranks: int) -> dict[str, Any]:
+    """Size and hash of every file, as the ranks found them."""
     files: dict[str, Any] = {}
     for rank in range(ranks):
         sums = temporary / _SUMS.format(rank=rank)
         files.update(_read_json(sums))
         sums.unlink()
+    return files
+
+
+def _commit(temporary: Path, final: Path, files: dict[str, Any], **record: Any) -> None:
+    """Write `complete.json`, sync what is not yet synced and rename; `record` is what it says besides the files."""
     if sorted(files) != _files(temporary):
         raise RuntimeError(f"the files of {temporary} changed while they were hashed")
-    _write_json(
-        temporary / COMPLETE,
-        {"format": FORMAT, "step": step, "world_size": ranks, "files": dict(sorted(files.items()))},
-    )
+    _write_json(temporary / COMPLETE, {"format": FORMAT, **record, "files": dict(sorted(files.items()))})
     _sync(temporary / COMPLETE)
     for directory, _, _ in os.walk(temporary, topdown=False):
         _sync(Path(directory))
@@ -235,6 +283,10 @@ def _commit(temporary: Path, final: Path, step: int, ranks: int) -> None:
         _remove(final)
     os.rename(temporary, final)
     _sync(final.parent)
+
+
+def _temporary(final: Path) -> Path:
+    return final.with_name(final.name + ".tmp")
 
 
 def _remove(path: Path) -> None:
@@ -295,13 +347,27 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+@contextmanager
+def _full_disk_told(final: Path) -> Iterator[None]:
+    """A full disk while `final` is written becomes one sentence."""
+    try:
+        yield
+    except Exception as error:
+        if _is_disk_full(error):
+            raise UserError(
+                f"the disk is full: checkpoint {final.name} could not be written to {final.parent}; earlier "
+                "checkpoints are untouched, free some space and run the same command again"
+            ) from error
+        raise
+
+
 def _is_disk_full(error: BaseException | None) -> bool:
     """Also when a library wraps it: torch's writer raises a RuntimeError of its own."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
         if isinstance(error, RuntimeError) and re.search(
-            r"No space left|PytorchStreamWriter failed writing", str(error)
+            r"No space left|Disk quota exceeded|PytorchStreamWriter failed writing", str(error)
         ):
             return True
         error = error.__cause__ or error.__context__

@@ -29,16 +29,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from promptist.errors import UserError
+from promptist.models.elastic import TAG, ZERO
 from promptist.models.tokens import TokenSum
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
 Batch = TypeVar("Batch")
-
-TAG = "engine"
-"""DeepSpeed's name for the folder inside `policy/` or `value/`; there is one, so no `latest` file is
-needed."""
 
 PERSISTENCE_THRESHOLD = 100_000
 """ZeRO-3 keeps parameters with fewer elements whole on every rank (DeepSpeed's default)."""
@@ -263,12 +260,32 @@ def save_engine(engine: DeepSpeedEngine, folder: str | Path) -> None:
 
 
 def load_engine(engine: DeepSpeedEngine, folder: str | Path) -> None:
-    """Restore what `save_engine` wrote at the same number of training ranks and the same ZeRO stage
-    (collective)."""
+    """Restore what `save_engine` wrote at the same number of training ranks, or a universal form of it at any
+    (collective). The ZeRO stage is that of the saved engine."""
     # DeepSpeed meets a missing folder with a bare assertion.
-    if not (Path(folder) / TAG).is_dir():
+    saved = Path(folder) / TAG
+    if not saved.is_dir():
         raise UserError(f"checkpoint folder {folder} holds no engine state; remove it to resume from an older one")
+    # Asked for at each load, not in the engine's config: checkpoints that this engine saves are ordinary ones.
+    universal = (saved / ZERO).is_dir()
+    engine._config.load_universal_checkpoint = universal
+    decays = [group["weight_decay"] for group in engine.optimizer.param_groups]
     engine.load_checkpoint(str(folder), tag=TAG)
+    engine._config.load_universal_checkpoint = False
+    if universal and engine.zero_optimization_stage() == 3:
+        _part_groups(engine.optimizer.optimizer, decays)
+
+
+def _part_groups(optimizer: torch.optim.Optimizer, decays: Sequence[float]) -> None:
+    """Undo what DeepSpeed (0.19.8) does to an optimiser that it fills from a ZeRO-3 universal checkpoint.
+
+    All groups get the options of the first, so that biases would be decayed, too; and all share one step counter,
+    which each group then counts on: Adam's bias correction would run ahead.
+    """
+    for group, decay in zip(optimizer.param_groups, decays, strict=True):
+        group["weight_decay"] = decay
+    for state in optimizer.state.values():
+        state["step"] = state["step"].clone()
 
 
 def _deepspeed_config(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from promptist.models.elastic import read_weights
 from promptist.models.engine import build_engine, consolidated_state_dict, gathered, load_engine, save_engine
 from promptist.models.policy import export_policy, load_policy, load_reference
 from promptist.models.value import load_value
@@ -63,15 +64,18 @@ class Networks:
 
     def load(self, folder: Path) -> None:
         """Both engines from a checkpoint folder. Collective."""
-        self.load_policy(folder)
-        load_engine(self.value, folder / "value")
-
-    def load_policy(self, folder: Path) -> None:
-        """The policy engine alone from a checkpoint folder. Collective."""
         load_engine(self.policy, folder / "policy")
+        load_engine(self.value, folder / "value")
 
     def export(self, folder: Path) -> None:
         """The policy as a Hugging Face folder. Collective; the first rank writes."""
         state = consolidated_state_dict(self.policy)
         if state is not None:
             export_policy(self.policy.module, state, self.tokenizer, folder)
+
+    def export_saved(self, checkpoint: Path, folder: Path) -> None:
+        """The policy of a checkpoint folder as a Hugging Face folder; the engines stay as they are. On one rank."""
+        state = read_weights(checkpoint / "policy")
+        dtype = next(self.policy.module.parameters()).dtype
+        state = {name: tensor.to(dtype) for name, tensor in state.items()}
+        export_policy(self.policy.module, state, self.tokenizer, folder)

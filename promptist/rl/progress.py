@@ -14,7 +14,7 @@ from promptist.cluster import checkpoint
 from promptist.cluster.metrics import MetricLog
 from promptist.cluster.roles import World
 from promptist.cluster.run_folder import RunFolder, write_atomically
-from promptist.errors import UserError
+from promptist.models import elastic
 from promptist.models.policy import export_policy
 from promptist.rl.config import PPOJob
 from promptist.rl.networks import Networks
@@ -53,18 +53,12 @@ class Progress:
 
 
 def newest(run: RunFolder, world: World) -> Path | None:
-    """The checkpoint to resume from, the same on all training ranks; None to start from the SFT model.
+    """The folder to resume from, the same on all training ranks; None to start from the SFT model.
 
-    The cache of plain pictures is cut back to it, so that it must not be open yet. Raises UserError where
-    another number of training ranks wrote it: ZeRO shards belong to their number of ranks.
+    The cache of plain pictures is cut back to it, so that it must not be open yet. Where another number of training
+    ranks wrote the newest checkpoint it is its universal form; raises UserError where there is none.
     """
-    found = world.share(checkpoint.find_to_resume(run.checkpoints) if world.leads else None)
-    if found is not None and checkpoint.world_size(found) != world.group_size:
-        raise UserError(
-            f"{found} was written by {checkpoint.world_size(found)} training ranks and this run has "
-            f"{world.group_size}: start as many as before"
-        )
-    return found
+    return world.share(elastic.find_to_resume(run.checkpoints, world.group_size, "ppo") if world.leads else None)
 
 
 def resume(found: Path | None, nets: Networks, metrics_log: MetricLog) -> Progress:
@@ -103,10 +97,7 @@ def save(nets: Networks, run: RunFolder, world: World, progress: Progress, keep:
 
 def finish(nets: Networks, job: PPOJob, run: RunFolder, world: World, progress: Progress) -> None:
     """Write `export/` (the last policy), `export-best/` (the one of the best validation) and `done.json`
-    (collective).
-
-    The policy engine holds the best weights afterwards: training cannot go on.
-    """
+    (collective)."""
     _export(nets, job, run.path / "export", world)
     best = run.path / "export-best"
     if progress.best_step == progress.step:
@@ -114,8 +105,11 @@ def finish(nets: Networks, job: PPOJob, run: RunFolder, world: World, progress: 
             shutil.rmtree(best, ignore_errors=True)
             shutil.copytree(run.path / "export", best)
     elif progress.best_step:
-        nets.load_policy(checkpoint.check(checkpoint.path_of(run.checkpoints, progress.best_step)))
-        _export(nets, job, best, world)
+        if world.leads:
+            # Past the engine: another number of ranks may have saved it.
+            saved = checkpoint.check(checkpoint.path_of(run.checkpoints, progress.best_step))
+            nets.export_saved(saved, best)
+            _write_settings(job, best)
     elif world.leads:
         export_policy(nets.reference, nets.reference.state_dict(), nets.tokenizer, best)
         _write_settings(job, best)

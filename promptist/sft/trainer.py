@@ -24,6 +24,7 @@ from promptist.data.order import Order
 from promptist.data.pairs import read_pairs
 from promptist.data.text import load_tokenizer
 from promptist.errors import UserError
+from promptist.models import elastic
 from promptist.models.engine import (
     build_engine,
     consolidated_state_dict,
@@ -166,16 +167,10 @@ def _check_positions(architecture: Any, job: SFTJob) -> None:
 
 def _resume(engine: Any, run: RunFolder, world: World, metrics: MetricLog, candidates: Candidates) -> int:
     """Load the newest checkpoint, if there is one; the number of finished steps."""
-    path = world.share(checkpoint.find_to_resume(run.checkpoints) if world.leads else None)
+    path = world.share(elastic.find_to_resume(run.checkpoints, world.group_size, "sft") if world.leads else None)
     if path is None:
         metrics.cut_back(0)
         return 0
-    ranks = checkpoint.world_size(path)
-    if ranks != world.group_size:
-        raise UserError(
-            f"checkpoint {path} was written by {ranks} training ranks and this run has {world.group_size}; "
-            f"start it with {ranks}"
-        )
     load_engine(engine, path / "policy")
     state = checkpoint.read_state(path)
     candidates.kept = [(int(step), float(loss)) for step, loss in state["candidates"]]
