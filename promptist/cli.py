@@ -69,6 +69,10 @@ def _parser() -> argparse.ArgumentParser:
     logs.add_argument("--attempt", type=int, metavar="N", help="(default: the newest)")
     logs.set_defaults(run=_logs)
 
+    prefetch = verbs.add_parser("prefetch", help="fetch the models that configs need, on a login node")
+    prefetch.add_argument("words", nargs="+", metavar="CONFIG", help="YAML files, and overrides key=value for all")
+    prefetch.set_defaults(run=_prefetch)
+
     verbs.add_parser("world", add_help=False, help="the miniature world: train, quality, show")
     return parser
 
@@ -122,6 +126,15 @@ def _logs(arguments: argparse.Namespace) -> int:
     except BrokenPipeError:  # `| head` has seen enough; what is still buffered must not be flushed into it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _prefetch(arguments: argparse.Namespace) -> int:
+    from promptist.cluster import prefetch
+
+    configs = [Path(word) for word in arguments.words if "=" not in word]
+    if not configs:
+        raise UserError("name a config file, e.g. promptist prefetch configs/paper/ppo.yaml")
+    return prefetch.main(configs, [word for word in arguments.words if "=" in word])
 
 
 if __name__ == "__main__":

@@ -43,6 +43,11 @@ def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     return _to_object(cls, merged, str(path))
 
 
+def keys(path: str | Path) -> set[str]:
+    """Names of the top-level keys that the YAML file `path` and its bases set. UserError as `load`."""
+    return {name for _, content in _read_chain(Path(path)) for name in content}
+
+
 def to_yaml(cfg: Any) -> str:
     """The resolved config as YAML text; `load` of it gives an equal config."""
     return OmegaConf.to_yaml(OmegaConf.structured(cfg), resolve=True)
