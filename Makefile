@@ -1,5 +1,5 @@
-# make demo | test | check | oracles | install. Each does its own set-up in $(VENV); a second call installs nothing:
-# stamps below $(VENV) are older than setup.py and constraints.txt only when one of those has changed.
+# make demo | cluster-demo | test | check | oracles | install. Each does its own set-up in $(VENV); a second call
+# installs nothing: stamps below $(VENV) are older than setup.py and constraints.txt only when one of those has changed.
 # Variables: PYTHON (3.11 or newer), VENV, PIP_ARGS (e.g. an index with CPU-only torch), ARGS (passed to demo or pytest).
 
 PYTHON ?= python3
@@ -17,20 +17,24 @@ export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 export PROMPTIST_ORACLES := $(abspath $(VENV)/oracles)
 
-.PHONY: help install demo test check oracles
+.PHONY: help install demo cluster-demo test check oracles
 .DELETE_ON_ERROR:
 
 help:
-	@echo 'make demo     train a prompt optimiser in the miniature world and write its page of pictures'
-	@echo 'make test     unit and distributed tests'
-	@echo 'make check    ruff and mypy'
-	@echo 'make oracles  old releases of transformers and trl that the tests compare with'
-	@echo 'make install  only the environment that `make demo` uses'
+	@echo 'make demo          train a prompt optimiser in the miniature world and write its page of pictures'
+	@echo 'make cluster-demo  its PPO, shorter, preempted on a SLURM of three nodes on this host (root; slurm-wlm, munge)'
+	@echo 'make test          unit and distributed tests, and those on a SLURM where this host can have one'
+	@echo 'make check         ruff and mypy'
+	@echo 'make oracles       old releases of transformers and trl that the tests compare with'
+	@echo 'make install       only the environment that `make demo` uses'
 
 install: $(VENV)/.installed
 
 demo: $(VENV)/.installed
 	$(BIN)/promptist demo $(ARGS)
+
+cluster-demo: $(VENV)/.installed
+	$(BIN)/python -m tests.cluster.demo $(ARGS)
 
 test: $(VENV)/.installed-test $(ORACLE_STAMPS)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu" $(ARGS)

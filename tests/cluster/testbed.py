@@ -80,7 +80,7 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 {nodes}
 PartitionName=main Nodes=ALL Default=YES DefaultTime=60 MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE \
-GraceTime=30
+GraceTime=120
 PartitionName=urgent Nodes=ALL DefaultTime=60 MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
 NODE = (
@@ -106,7 +106,7 @@ class Cluster:
     """SLURM daemons below `folder`; a context manager starts and stops them.
 
     `env` is the environment in which sbatch, squeue, srun and scontrol talk to this cluster (and its jobs start): it
-    has SLURM_CONF, this Python first on PATH and the repository on PYTHONPATH.
+    has SLURM_CONF, and this Python (first on PATH, in PROMPTIST_PYTHON for `slurm/*.sbatch`) with the repository.
     """
 
     def __init__(self, folder: Path | str, nodes: int = 4, gpus_per_node: int = 8) -> None:
@@ -205,7 +205,8 @@ class Cluster:
         (self.folder / "gres.conf").write_text(
             "".join(f"NodeName={node} Name=gpu File={self.folder}/gpu/{gpus}\n" for node in self.nodes)
         )
-        (self.folder / "cgroup.conf").write_text("CgroupAutomount=no\n")
+        # Containers have no cgroup to give away; SLURM can do without since 23.02, and knows no such word before.
+        (self.folder / "cgroup.conf").write_text("CgroupPlugin=disabled\n" if _version() >= (23, 2) else "")
 
     def _daemon(self, *command: str) -> None:
         """Start a program that goes into the background by itself."""
@@ -370,8 +371,15 @@ def _environment(conf: Path) -> dict[str, str]:
     env = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH", "PMI"))}
     env["SLURM_CONF"] = str(conf)
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env.get('PATH', os.defpath)}"
+    env["PROMPTIST_PYTHON"] = sys.executable
     env["PYTHONPATH"] = str(REPOSITORY)
     return env
+
+
+def _version() -> tuple[int, ...]:
+    """(22, 5, 8) of `slurm-wlm 22.05.8`."""
+    text = subprocess.run(["slurmctld", "-V"], capture_output=True, text=True, check=True).stdout
+    return tuple(int(number) for number in re.findall(r"\d+", text)[:3])
 
 
 def _free_ports(n: int) -> list[int]:
