@@ -63,7 +63,7 @@ class Resources:
 @dataclass
 class ClusterConfig:
     """A site. `environment` are lines of shell that each job runs first, `directives` more of sbatch's options
-    (`mail-type: FAIL`; an empty value for one without). `ppo_reward` makes PPO a heterogeneous job: the nodes of `ppo`
+    (`mail-type: FAIL`; `exclusive:` where there is no value). `ppo_reward` makes PPO a heterogeneous job: the nodes of `ppo`
     train and those of `ppo_reward` paint."""
 
     partition: str | None = None  # null: the cluster's default
@@ -73,7 +73,7 @@ class ClusterConfig:
     environment: list[str] = field(default_factory=list)
     mpi: Literal["pmi2", "pmix", "none"] = "pmi2"
     """How srun starts MPI ranks (`srun --mpi=list`): pmi2 for MPICH, pmix for Open MPI."""
-    directives: dict[str, str] = field(default_factory=dict)
+    directives: dict[str, str | None] = field(default_factory=dict)
     signal_lead_s: int = 300
     """Seconds before the time limit at which every rank is told to save; SLURM may be up to a minute early."""
     parallel: int = 256

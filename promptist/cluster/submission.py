@@ -235,7 +235,7 @@ def _parameters(submission: Submission, after: Sequence[str]) -> dict[str, Any]:
 def _options(site: ClusterConfig, own: Resources) -> dict[str, Any]:
     """sbatch's options of one component."""
     options: dict[str, Any] = {
-        **{name: value or True for name, value in site.directives.items()},
+        **{name: True if value is None else value for name, value in site.directives.items()},
         "partition": own.partition or site.partition,
         "account": site.account,
         "qos": site.qos,

@@ -28,7 +28,7 @@ SITE = ClusterConfig(
     partition="gpu",
     account="art",
     environment=["module load mpich"],
-    directives={"mail-type": "FAIL", "exclusive": ""},
+    directives={"mail-type": "FAIL", "exclusive": None},
     signal_lead_s=120,
     parallel=2,
     sft=Resources(nodes=1, tasks_per_node=2, gpus_per_node=2, cpus_per_task=8, mem_gb=62.5, time="12:30:00"),
