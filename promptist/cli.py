@@ -69,6 +69,12 @@ def _parser() -> argparse.ArgumentParser:
     logs.add_argument("--attempt", type=int, metavar="N", help="(default: the newest)")
     logs.set_defaults(run=_logs)
 
+    doctor = verbs.add_parser("doctor", help="inside an allocation: check all that a job of this config needs")
+    doctor.add_argument("config", type=Path, help="YAML file")
+    doctor.add_argument("overrides", nargs="*", metavar="key=value", help="as for the job")
+    doctor.add_argument("--timeout", type=float, default=300.0, metavar="S", help="seconds for each check (300)")
+    doctor.set_defaults(run=_doctor)
+
     prefetch = verbs.add_parser("prefetch", help="fetch the models that configs need, on a login node")
     prefetch.add_argument("words", nargs="+", metavar="CONFIG", help="YAML files, and overrides key=value for all")
     prefetch.set_defaults(run=_prefetch)
@@ -126,6 +132,12 @@ def _logs(arguments: argparse.Namespace) -> int:
     except BrokenPipeError:  # `| head` has seen enough; what is still buffered must not be flushed into it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from promptist.cluster import doctor
+
+    return doctor.main(arguments.config, arguments.overrides, arguments.timeout)
 
 
 def _prefetch(arguments: argparse.Namespace) -> int:

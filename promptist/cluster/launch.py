@@ -76,7 +76,7 @@ def init_training(world: World, device: str = "auto", timeout_s: float = 1800.0)
 
     if torch.distributed.is_initialized():
         return chosen
-    os.environ.update(_rendezvous(world, chosen))
+    os.environ.update(rendezvous(world, chosen))
     # torchrun's store would be taken for this world's.
     os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
     _start_deepspeed(chosen, timeout_s)
@@ -84,8 +84,11 @@ def init_training(world: World, device: str = "auto", timeout_s: float = 1800.0)
     return chosen
 
 
-def _rendezvous(world: World, device: torch.device) -> dict[str, str]:
-    """All five variables: with one missing, DeepSpeed would take MPI's whole world as its own."""
+def rendezvous(world: World, device: torch.device) -> dict[str, str]:
+    """Environment variables by which the training ranks find each other. Collective over them.
+
+    All five: with one missing, DeepSpeed would take MPI's whole world as its own.
+    """
     address, port = world.share((_own_address(world), _free_port()) if world.group_rank == 0 else ("", 0))
     variables = {
         "RANK": str(world.group_rank),

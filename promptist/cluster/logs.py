@@ -110,11 +110,11 @@ def _log(run: Path, attempt: int, rank: int | None) -> Path:
     folder = run / "logs" / f"attempt_{attempt}"
     if not folder.is_dir():
         there = sorted(int(p.name[8:]) for p in folder.parent.glob("attempt_*") if p.name[8:].isdigit())
-        raise UserError(f"{run} has no attempt {attempt}: it has {_ranges(there)}")
+        raise UserError(f"{run} has no attempt {attempt}: it has {listed(there)}")
     path = folder / f"{_leader(folder) if rank is None else rank:05d}.log"
     if not path.is_file():
         ranks = sorted(int(p.stem) for p in folder.glob("*.log") if p.stem.isdigit())
-        raise UserError(f"attempt {attempt} of {run} has no rank {int(path.stem)}: it has {_ranges(ranks)}")
+        raise UserError(f"attempt {attempt} of {run} has no rank {int(path.stem)}: it has {listed(ranks)}")
     return path
 
 
@@ -127,7 +127,7 @@ def _leader(folder: Path) -> int:
         return min((int(p.stem) for p in folder.glob("*.log") if p.stem.isdigit()), default=0)
 
 
-def _ranges(numbers: list[int]) -> str:
+def listed(numbers: list[int]) -> str:
     """`1-4, 7` of [1, 2, 3, 4, 7]."""
     parts: list[list[int]] = []
     for number in numbers:
