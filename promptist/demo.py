@@ -20,9 +20,10 @@ from promptist.errors import UserError
 
 CONFIGS = Path("configs/demo")
 WORLD = Path("runs/demo-world")
-# Two cores: SFT and evaluation use both for the same work. PPO has one rank that trains and one that paints, each on
-# its own core: painting takes most of the time, so a second training rank would only take turns away from the painter.
-RANKS = {"sft": 2, "ppo": 2, "evaluate": 2}
+# Two cores: SFT and evaluation use both for the same work. In PPO two ranks paint and one trains: painting takes most
+# of an iteration, and while both cores paint the training rank waits. The three share the cores for the rest.
+RANKS = {"sft": 2, "ppo": 3, "evaluate": 2}
+PAINTERS = 2
 
 
 def run(argv: Sequence[str]) -> int:
@@ -47,7 +48,12 @@ def run(argv: Sequence[str]) -> int:
     launch(
         "ppo",
         CONFIGS / "ppo.yaml",
-        [f"run.name={ppo.name}", f"run.seed={options.seed}", f"model.path={sft / 'export'}"],
+        [
+            f"run.name={ppo.name}",
+            f"run.seed={options.seed}",
+            f"model.path={sft / 'export'}",
+            f"roles.reward_per_node={PAINTERS}",
+        ],
     )
     launch("evaluate", CONFIGS / "eval.yaml", [f"run.name={evaluation.name}", methods(sft, ppo)])
     print(f"\n== done in {(time.monotonic() - began) / 60:.1f} minutes")

@@ -33,6 +33,7 @@ def test_seed_reaches_every_job_and_its_folders(
     sft, ppo, evaluation = jobs["sft"], jobs["ppo"], jobs["evaluate"]
     assert (sft.run.name, sft.run.seed, ppo.run.name, ppo.run.seed) == ("demo-sft-seed3", 3, "demo-ppo-seed3", 3)
     assert ppo.model.path == "runs/demo-sft-seed3/export"
+    assert demo.RANKS["ppo"] == ppo.roles.reward_per_node + 1
     assert {method.name: method.path for method in evaluation.methods if method.kind == "model"} == {
         "sft": "runs/demo-sft-seed3",
         "sft-best": "runs/demo-sft-seed3/export-best",
