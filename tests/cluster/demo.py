@@ -17,11 +17,11 @@ from pathlib import Path
 from promptist.cluster import attempts, checkpoint
 from promptist.demo import CONFIGS, WORLD
 from promptist.errors import UserError, run_main
-from tests.cluster.testbed import ENDED, POLL_S, REPOSITORY, Cluster
+from tests.cluster.testbed import ENDED, POLL_S, REPOSITORY, Cluster, missing
 
 SFT, PPO = Path("runs/demo-sft"), Path("runs/cluster-demo")
 # The nodes share this host's cores: one thread for each rank, and no GPU.
-NODES = ("--nodes=3", "--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1", "--time=60", "--signal=USR2@60")
+NODES = ("--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1", "--time=60", "--signal=USR2@60")
 ITERATIONS, EVERY = 6, 2
 SMALLER = (
     *("roles.reward_per_node=null", "roles.reward_nodes=1", "ppo.batch=24", "ppo.chunk=12", "zero.micro_batch=12"),
@@ -36,6 +36,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--folder", type=Path, default=Path("runs/cluster-demo-slurm"), help="of SLURM and the logs")
     folder = parser.parse_args(argv).folder
     os.chdir(REPOSITORY)
+    reason = missing()
+    if reason:
+        raise UserError(f"no SLURM testbed: {reason}")
     if (PPO / "done.json").exists():
         raise UserError(f"{PPO} is finished: move it away to see the demo again")
     if not (WORLD / "prompts/eval.jsonl").exists():
@@ -47,11 +50,11 @@ def main(argv: list[str]) -> int:
         print(f"== SLURM is up: export SLURM_CONF={cluster.conf}")
         print(cluster.run("sinfo").stdout, flush=True)
         if not (SFT / "export").exists():
-            job = submit(cluster, "slurm/sft.sbatch", CONFIGS / "sft.yaml", f"run.name={SFT.name}")
+            job = submit(cluster, 2, "slurm/sft.sbatch", CONFIGS / "sft.yaml", f"run.name={SFT.name}")
             if follow(cluster, job):
                 raise UserError(f"SFT has failed: read {cluster.job(job)['StdOut']}, then run the same command again")
         model = f"model.path={SFT / 'export'}"
-        job = submit(cluster, "slurm/ppo.sbatch", CONFIGS / "ppo.yaml", f"run.name={PPO.name}", model, *SMALLER)
+        job = submit(cluster, 3, "slurm/ppo.sbatch", CONFIGS / "ppo.yaml", f"run.name={PPO.name}", model, *SMALLER)
         code = follow(cluster, job, Preemption(cluster, job))
         for attempt in attempts.read(PPO):
             outcome = attempt.outcome or "ended by SLURM before it could say how"
@@ -62,11 +65,11 @@ def main(argv: list[str]) -> int:
     return code
 
 
-def submit(cluster: Cluster, script: str, config: Path, *overrides: str) -> str:
+def submit(cluster: Cluster, nodes: int, script: str, config: Path, *overrides: str) -> str:
     """sbatch as a user types it; the job's id."""
-    log = f"--output={cluster.folder}/%x-%j.out"
-    print(f"\n== {shlex.join(['sbatch', *NODES, log, script, str(config), *overrides])}", flush=True)
-    return cluster.sbatch(script, *NODES, log, config, *overrides, env={"OMP_NUM_THREADS": "1"})
+    options = (f"--nodes={nodes}", *NODES, f"--output={cluster.folder}/%x-%j.out")
+    print(f"\n== {shlex.join(['sbatch', *options, script, str(config), *overrides])}", flush=True)
+    return cluster.sbatch(script, *options, config, *overrides, env={"OMP_NUM_THREADS": "1"})
 
 
 class Preemption:
