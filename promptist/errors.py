@@ -10,6 +10,7 @@ with 0 writes code and sentence there; `promptist/cluster/finish.py` reads them.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -85,8 +86,11 @@ def record_ending(code: int, sentence: str) -> None:
             json.dump({"code": code, "sentence": sentence}, file)
     except FileExistsError:
         pass
-    except OSError as error:  # a full disk must not hide the reason for which the process ends
+    except OSError as error:
+        # A full disk must not hide the reason for which the process ends: an empty file often still finds room.
         print(f"{path} could not be written ({error.strerror})", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            open(f"{path}.{code}", "x").close()
 
 
 def _exit_code(leave: SystemExit) -> int:

@@ -7,6 +7,7 @@ RUN/attempts/JOBKEY.RESTART.ending  code and sentence of the first rank that end
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import time
 from dataclasses import asdict, dataclass, fields
@@ -16,6 +17,8 @@ from typing import Any
 from promptist.cluster import checkpoint
 from promptist.cluster.run_folder import write_atomically
 from promptist.errors import EXIT_BAD_INPUT, EXIT_STOPPED, UserError
+
+log = logging.getLogger(__name__)
 
 FOLDER = "attempts"
 MAX_CRASHES = 3
@@ -48,7 +51,8 @@ def begin(run: Path, job: str, restart: int, from_step: int | None) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         ending = path.with_suffix(".ending").resolve()  # steps may run in another folder
-        ending.unlink(missing_ok=True)
+        for old in (ending, *ending.parent.glob(f"{ending.name}.*")):
+            old.unlink(missing_ok=True)
         _write(path, attempt)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}): set run.root to a place that can") from error
@@ -78,10 +82,7 @@ def end(ending: Path, code: int) -> Attempt:
         attempt = Attempt(**json.loads(path.read_text("utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} is no record of an attempt ({error}): start jobs by the scripts in slurm/") from error
-    try:
-        told = json.loads(ending.read_text("utf-8"))
-    except (OSError, ValueError):
-        told = {}  # a rank that is killed says nothing
+    told = _told(ending)
     attempt.exit_code = int(told.get("code", code))
     attempt.sentence = told.get("sentence") or None
     attempt.outcome = _OUTCOMES.get(attempt.exit_code, "crashed")
@@ -90,8 +91,21 @@ def end(ending: Path, code: int) -> Attempt:
     if attempt.outcome == "crashed":
         before = [a for a in read(run) if a.job == attempt.job and a.restart < attempt.restart]
         attempt.requeued = crashes_in_a_row([*before, attempt]) < MAX_CRASHES
-    _write(path, attempt)
+    try:
+        _write(path, attempt)
+    except OSError as error:  # a full disk: what is to be done next does not depend on the record
+        log.warning("%s could not be written (%s)", path, error.strerror)
     return attempt
+
+
+def _told(ending: Path) -> dict[str, Any]:
+    """What the first rank that ended badly said; nothing where it was killed, its code alone on a full disk."""
+    try:
+        told: dict[str, Any] = json.loads(ending.read_text("utf-8"))
+        return told
+    except (OSError, ValueError):
+        codes = [path.suffix[1:] for path in ending.parent.glob(f"{ending.name}.*")]
+        return {"code": codes[0]} if codes and codes[0].isdigit() else {}
 
 
 def crashes_in_a_row(attempts: list[Attempt]) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
 import pytest
 
 from promptist.cluster import attempts, checkpoint, finish, slurm
-from promptist.errors import UserError, run_main
+from promptist.errors import ENDING, UserError, record_ending, run_main
 
 
 def checkpoint_of(run: Path, step: int) -> None:
@@ -34,6 +35,21 @@ def test_done_and_bad_input_never_go_on(tmp_path: Path) -> None:
     bad = attempt(tmp_path, 1, 143, {"code": 64, "sentence": "the file x does not exist"})
     assert (bad.outcome, bad.exit_code, bad.requeued) == ("bad input", 64, False)
     assert bad.sentence == "the file x does not exist"
+
+
+def test_code_arrives_from_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No room for a sentence, but for an empty file: bad input must not be queued again."""
+    ending = attempts.begin(tmp_path, "7", 0, None)
+    monkeypatch.setenv(ENDING, str(ending))
+
+    def no_room(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(json, "dump", no_room)
+        record_ending(64, "the disk is full")
+    ended = attempts.end(ending, 143)
+    assert (ended.outcome, ended.requeued) == ("bad input", False)
 
 
 def test_stop_always_goes_on(tmp_path: Path) -> None:
