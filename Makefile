@@ -17,13 +17,14 @@ export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 export PROMPTIST_ORACLES := $(abspath $(VENV)/oracles)
 
-.PHONY: help install demo cluster-demo test check oracles
+.PHONY: help install demo cluster-demo test test-cluster check oracles
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo          train a prompt optimiser in the miniature world and write its page of pictures'
 	@echo 'make cluster-demo  its PPO, shorter, preempted on a SLURM of three nodes on this host (root; slurm-wlm, munge)'
-	@echo 'make test          unit and distributed tests, and those on a SLURM where this host can have one'
+	@echo 'make test          unit and distributed tests'
+	@echo 'make test-cluster  tests on a real SLURM of several nodes on this host (root; slurm-wlm, munge)'
 	@echo 'make check         ruff and mypy'
 	@echo 'make oracles       old releases of transformers and trl that the tests compare with'
 	@echo 'make install       only the environment that `make demo` uses'
@@ -37,7 +38,10 @@ cluster-demo: $(VENV)/.installed
 	$(BIN)/python -m tests.cluster.demo $(ARGS)
 
 test: $(VENV)/.installed-test $(ORACLE_STAMPS)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not cluster" $(ARGS)
+
+test-cluster: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "cluster and not slow and not gpu" tests/cluster $(ARGS)
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff check .
