@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from submitit.core.utils import UncompletedJobError
-from tests.cluster import testbed
+from tests.cluster import processes
 from tests.cluster.testbed import Cluster
 
 from jobs import submit
@@ -115,8 +115,8 @@ def test_killed_job_is_seen_and_relaunched_by_hand(
         submit.sft(tiny.sft, ["run.name=killed", "sft.steps=2"], site=site)
     slurm_environ.wait(job.job_id, "RUNNING")
     wait_until(lambda: any((tiny.runs / "killed" / "attempts").glob("*.json")), "the job does not begin")
-    for pid in testbed._processes():  # by their environment: not what SLURM itself runs for the job
-        if testbed._environ(pid).get("SLURM_JOB_ID") == job.job_id:
+    for pid in processes.every():  # by their environment: not what SLURM itself runs for the job
+        if processes.environ(pid).get("SLURM_JOB_ID") == job.job_id:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
     wait_until(job.done, f"{job} is not seen to have ended")

@@ -24,17 +24,17 @@ import random
 import re
 import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from promptist.errors import UserError, run_main
+from tests.cluster import processes
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROGRAMS = ("slurmctld", "slurmd", "munged", "srun")
@@ -155,10 +155,10 @@ class Cluster:
         # Nodes before their steps: a slurmd that lives would report, and the controller would requeue.
         for pid in pids:
             if self._is_ours(pid):
-                _kill(pid)
-        for pid in _processes():
-            if self._is_ours(pid) and pid not in _ancestors():
-                _kill(pid)
+                processes.kill(pid)
+        for pid in processes.every():
+            if self._is_ours(pid) and pid not in processes.ancestors():
+                processes.kill(pid)
         for file in self._pid_files():
             file.unlink(missing_ok=True)
 
@@ -227,10 +227,10 @@ class Cluster:
 
     def _is_ours(self, pid: int) -> bool:
         """A daemon of this folder or a process of one of its jobs: a dead one's number may be another's by now."""
-        environ = _environ(pid)
+        environ = processes.environ(pid)
         if environ.get("SLURM_CONF") != str(self.conf):
             return False
-        return "SLURM_JOB_ID" in environ or _name(pid).startswith(("munged", "slurm"))
+        return "SLURM_JOB_ID" in environ or processes.name(pid).startswith(("munged", "slurm"))
 
     # -- its users --
 
@@ -322,12 +322,13 @@ class Cluster:
     def tasks_of(self, job_id: str) -> dict[int, int]:
         """Process number of each rank of the job's steps (the process that srun started, not its children)."""
         tasks: dict[int, int] = {}
-        for pid in _processes():
-            environ = _environ(pid)
+        for pid in processes.every():
+            environ = processes.environ(pid)
             if environ.get("SLURM_CONF") != str(self.conf) or environ.get("SLURM_JOB_ID") != job_id:
                 continue
             # The batch script has a rank, too, but no step.
-            if "SLURM_STEP_ID" in environ and "SLURM_PROCID" in environ and _name(_parent(pid)) == "slurmstepd":
+            started_by_srun = processes.name(processes.parent(pid)) == "slurmstepd" and "SLURM_STEP_ID" in environ
+            if started_by_srun and "SLURM_PROCID" in environ:
                 tasks[int(environ["SLURM_PROCID"])] = pid
         return dict(sorted(tasks.items()))
 
@@ -392,53 +393,6 @@ def _free_ports(n: int) -> list[int]:
         if len(ports) == n:
             return ports
     raise UserError(f"no free ports for a SLURM testbed between {PORTS.start} and {PORTS.stop}")
-
-
-def _processes() -> Iterator[int]:
-    return (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
-
-
-def _environ(pid: int) -> dict[str, str]:
-    """Environment with which a process was started; empty where it has gone."""
-    try:
-        text = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
-    except OSError:
-        return {}
-    return dict(entry.split("=", 1) for entry in text.split("\0") if "=" in entry)
-
-
-def _status(pid: int, name: str) -> str:
-    try:
-        text = Path(f"/proc/{pid}/status").read_text(errors="replace")
-    except OSError:
-        return ""
-    match = re.search(rf"^{name}:\s*(.*)$", text, re.M)
-    return match.group(1) if match else ""
-
-
-def _name(pid: int) -> str:
-    return _status(pid, "Name")
-
-
-def _parent(pid: int) -> int:
-    return int(_status(pid, "PPid") or 0)
-
-
-def _ancestors() -> set[int]:
-    pid, found = os.getpid(), set()
-    while pid > 0:
-        found.add(pid)
-        pid = _parent(pid)
-    return found
-
-
-def _kill(pid: int) -> None:
-    """SIGKILL, and wait until the process has gone (it is no child of this one)."""
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-    deadline = time.monotonic() + 10
-    while _status(pid, "State")[:1] not in ("", "Z") and time.monotonic() < deadline:
-        time.sleep(0.01)
 
 
 def _tail(file: Path, lines: int) -> str:
