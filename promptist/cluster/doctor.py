@@ -28,6 +28,7 @@ from promptist.errors import EXIT_BAD_INPUT, UserError
 
 _ANSWER, _GO_ON = 7001, 7002  # tags of messages to and from rank 0
 _GRACE_S = 15.0
+_ALONE_S = 60.0
 _POLL_S = 0.01
 
 
@@ -50,6 +51,7 @@ def main(config: Path, overrides: Sequence[str], timeout_s: float = 300.0) -> in
     kind, job = load_job(config, list(overrides))
     world = join_world(getattr(job, "roles", None))
     patient = Patient(kind, job, world, Path(job.run.root) / job.run.name, _meeting(kind, world))
+    world.barrier_all()  # they may have taken different times to get here
     _quiet()
     results: list[Finding] = []
     for number, check in enumerate(CHECKS):
@@ -131,9 +133,9 @@ def _exchange(world: World, number: int, own: Finding | None, deadline_s: float)
     comm, limit = world.comm, time.monotonic() + deadline_s
     if world.rank > 0:
         comm.isend((number, own), dest=0, tag=_ANSWER).wait()
-        # Rank 0 may have to wait for another rank, each time until that is given up.
+        # Rank 0 may have to wait for another rank until that is given up, and have begun later than this one.
         while (message := comm.improbe(source=0, tag=_GO_ON)) is None:
-            if time.monotonic() > limit + deadline_s:
+            if time.monotonic() > limit + deadline_s + _ALONE_S:
                 raise UserError(f"rank {world.rank}: rank 0 no longer answers")
             time.sleep(_POLL_S)
         message.recv()
@@ -160,9 +162,7 @@ def _meeting(kind: str, world: World) -> dict[str, str] | None:
     """Where the training ranks find each other, agreed on now: checks may be given up, and must not speak MPI."""
     if kind == "evaluate" or not world.trains or world.group_size == 1:
         return None
-    import torch
-
-    return rendezvous(world, torch.device("cpu"))
+    return rendezvous(world)
 
 
 def _quiet() -> None:

@@ -76,7 +76,7 @@ def init_training(world: World, device: str = "auto", timeout_s: float = 1800.0)
 
     if torch.distributed.is_initialized():
         return chosen
-    os.environ.update(rendezvous(world, chosen))
+    os.environ.update(rendezvous(world, chosen.index or 0))
     # torchrun's store would be taken for this world's.
     os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
     _start_deepspeed(chosen, timeout_s)
@@ -84,7 +84,7 @@ def init_training(world: World, device: str = "auto", timeout_s: float = 1800.0)
     return chosen
 
 
-def rendezvous(world: World, device: torch.device) -> dict[str, str]:
+def rendezvous(world: World, local_rank: int = 0) -> dict[str, str]:
     """Environment variables by which the training ranks find each other. Collective over them.
 
     All five: with one missing, DeepSpeed would take MPI's whole world as its own.
@@ -93,7 +93,7 @@ def rendezvous(world: World, device: torch.device) -> dict[str, str]:
     variables = {
         "RANK": str(world.group_rank),
         "WORLD_SIZE": str(world.group_size),
-        "LOCAL_RANK": str(device.index or 0),
+        "LOCAL_RANK": str(local_rank),
         "MASTER_ADDR": address,
         "MASTER_PORT": str(port),
     }
