@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,11 +24,13 @@ from promptist.errors import UserError
 
 if TYPE_CHECKING:
     from jobs.evaluate import EvalJob
+    from promptist.optimize import RewriteSettings
     from promptist.rl.config import PPOJob
     from promptist.sft.config import SFTJob
 
-UNBROKEN = ("update", "validate", "step", "forward", "save")
-"""Phases, as `time/PHASE` in a run's metrics, that a signal does not interrupt; painting and decoding it does."""
+UNBROKEN = ("update", "validate", "step")
+"""Phases (`time/PHASE` in a run's metrics) that follow each other without a look for signals; a rollout is
+interrupted."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,11 @@ def plan_pipeline(
     sft_roles = _check_training("sft", sft_job, site)
     # The export does not exist yet; its architecture and tokenizer are those of the model that SFT starts from.
     ppo_roles = _check_training("ppo", ppo_job, site, inputs=replace(ppo_job, model=sft_job.model))
-    _check_evaluation(eval_job, site, made=list(runs.values()))
+    from promptist.optimize import RewriteSettings
+
+    # What the exports will say of themselves: that of SFT nothing, that of PPO how it was validated.
+    ppo_settings = RewriteSettings(ppo_job.ppo.validation_decoding, ppo_job.ppo.validation_new_tokens)
+    _check_evaluation(eval_job, site, made={sft_run: RewriteSettings(), runs["ppo"]: ppo_settings})
     return [
         _stage((Work(sft_run, "sft", sft_job),), site, sft_roles),
         _stage((Work(runs["ppo"], "ppo", ppo_job),), site, ppo_roles),
@@ -210,9 +216,10 @@ def _check_training(kind: str, job: Any, site: ClusterConfig, inputs: Any = None
     return roles
 
 
-def _check_evaluation(job: EvalJob, site: ClusterConfig, made: Sequence[Path] = ()) -> None:
-    """`made`: run folders that earlier stages fill."""
+def _check_evaluation(job: EvalJob, site: ClusterConfig, made: Mapping[Path, RewriteSettings] | None = None) -> None:
+    """`made`: run folders that earlier stages fill, and how the models there will decode."""
     from jobs.evaluate import common_decoder
+    from promptist.evaluation.methods import model_folder
     from promptist.evaluation.prompts import load_eval_prompts
 
     if job.shard is not None or job.reduce is not None:
@@ -220,8 +227,19 @@ def _check_evaluation(job: EvalJob, site: ClusterConfig, made: Sequence[Path] = 
     _check_site("eval", job, site)
     _check_site("reduce", job, site)
     load_eval_prompts(job.prompts)
-    there = [row for row in job.methods if not row.path or not _is_below(Path(row.path), made)]
-    common_decoder(there)
+    models = [(row, Path(row.path), _run_above(Path(row.path), made or {})) for row in job.methods if row.path]
+    common_decoder([row for row, _, run in models if run is None])
+    if made:
+        from promptist.optimize import RewriteSettings
+
+        settings = [made[run] if run else RewriteSettings.of_folder(model_folder(path)) for _, path, run in models]
+        for (row, _, _), own in zip(models, settings, strict=True):
+            if own != settings[0]:
+                raise UserError(
+                    f"the evaluation's rows {models[0][0].name} and {row.name} would decode differently: an export of "
+                    "SFT by beam search with 8 beams and 75 tokens, one of PPO as ppo.validation_decoding and "
+                    "ppo.validation_new_tokens say; make these the same"
+                )
     _check_resume(job, frozenset(field.name for field in fields(job)))
 
 
@@ -239,8 +257,8 @@ def _check_site(kind: str, job: Any, site: ClusterConfig) -> None:
     needed = _longest(run_of(job) / METRICS)
     if needed > lead:
         raise UserError(
-            f"signal_lead_s = {lead} in the cluster config is too short: a phase and a save of {run_of(job)} took "
-            f"{needed:.0f} s, so it would be killed before it has saved"
+            f"signal_lead_s = {lead} in the cluster config is too short: {run_of(job)} took {needed:.0f} s from a look "
+            "for signals to the end of a save, so it would be killed before that"
         )
 
 
@@ -248,14 +266,14 @@ def _longest(metrics: Path) -> float:
     """Seconds from a signal to the end of the next save, at worst, by what a run has logged; 0 without a log."""
     if not metrics.is_file():
         return 0.0
-    longest: dict[str, float] = {}
-    for record in read_metrics(metrics):
-        for phase in UNBROKEN:
-            value = record.get(f"time/{phase}")
-            if isinstance(value, (int, float)):
-                longest[phase] = max(longest.get(phase, 0.0), value)
-    save = longest.pop("save", 0.0)
-    return max(longest.values(), default=0.0) + save
+    records = read_metrics(metrics)
+    unbroken = max((sum(_time(record, phase) for phase in UNBROKEN) for record in records), default=0.0)
+    return unbroken + max((_time(record, "save") for record in records), default=0.0)
+
+
+def _time(record: dict[str, Any], phase: str) -> float:
+    value = record.get(f"time/{phase}")
+    return float(value) if isinstance(value, (int, float)) else 0.0
 
 
 def _check_resume(job: Any, may_change: frozenset[str]) -> None:
@@ -265,8 +283,9 @@ def _check_resume(job: Any, may_change: frozenset[str]) -> None:
         configs.check_resume(saved, job, may_change | MAY_CHANGE)
 
 
-def _is_below(path: Path, runs: Sequence[Path]) -> bool:
-    return any(path == run or run in path.parents for run in runs)
+def _run_above(path: Path, runs: Iterable[Path]) -> Path | None:
+    """The run that `path` belongs to, if it is one of these."""
+    return next((run for run in runs if path == run or run in path.parents), None)
 
 
 def _overrides_of(kind: str, overrides: Sequence[str]) -> list[str]:

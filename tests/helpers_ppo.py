@@ -16,7 +16,7 @@ THINGS = ["boat", "house", "tree", "cat", "ball"]
 TEXT = "red blue green boat house tree cat ball on under near the sea sky hill oil painting Rephrase:"
 
 
-def make_tiny_policy(folder: str | Path) -> Path:
+def make_tiny_policy(folder: str | Path, positions: int = 64) -> Path:
     """A two-layer GPT-2 with random weights and a byte-level BPE tokenizer, as a Hugging Face folder."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -25,7 +25,7 @@ def make_tiny_policy(folder: str | Path) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         config = GPT2Config(
-            vocab_size=len(fast), n_positions=64, n_embd=16, n_layer=2, n_head=2, initializer_range=0.4
+            vocab_size=len(fast), n_positions=positions, n_embd=16, n_layer=2, n_head=2, initializer_range=0.4
         )
         config.bos_token_id = config.eos_token_id = config.pad_token_id = fast.eos_token_id
         GPT2LMHeadModel(config).save_pretrained(folder)

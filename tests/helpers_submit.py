@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from tests.helpers_models import write_pairs
-from tests.helpers_ppo import make_tiny_job
+from tests.helpers_ppo import make_tiny_job, make_tiny_policy
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,11 @@ class TinyConfigs:
 
 def make_tiny_configs(folder: Path) -> TinyConfigs:
     """Write models, data and the three configs below `folder`. Runs are called tiny-sft, tiny-ppo, tiny-eval."""
-    ppo = make_tiny_job(folder, run={"name": "tiny-ppo"}, ppo={"keep_rollouts": False})
+    # Its export decodes as one of SFT does, which has no settings of its own: an evaluation of both asks for that.
+    decoding = {"method": "beam", "beams": 8, "groups": 1, "length_penalty": -1.0}
+    settings = {"validation_decoding": decoding, "validation_new_tokens": 75, "keep_rollouts": False}
+    ppo = make_tiny_job(folder, run={"name": "tiny-ppo"}, ppo=settings)
+    make_tiny_policy(folder / "policy", positions=128)
     config = yaml.safe_load(ppo.read_text("utf-8"))
     run = config["run"]
     sft: dict[str, Any] = {

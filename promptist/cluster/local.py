@@ -41,7 +41,9 @@ def run_here(submission: Submission, train_ranks: int | None = None) -> list[Loc
     )
     jobs = []
     for work in submission.works:
-        job = executor.submit(_task(submission, work, own.tasks, train_ranks))
+        # What is there may be of another number of ranks.
+        convert = train_ranks if any((work.run / "checkpoints").glob("step_*")) else None
+        job = executor.submit(_task(submission, work, own.tasks, convert))
         submission.record([job.job_id])
         print(f"{work.run}: {work.kind} runs here, output in {job.paths.stdout}", flush=True)
         try:

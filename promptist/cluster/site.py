@@ -63,8 +63,8 @@ class Resources:
 @dataclass
 class ClusterConfig:
     """A site. `environment` are lines of shell that each job runs first, `directives` more of sbatch's options
-    (`mail-type: FAIL`; `exclusive:` where there is no value). `ppo_reward` makes PPO a heterogeneous job: the nodes of `ppo`
-    train and those of `ppo_reward` paint."""
+    (`mail-type: FAIL`; `exclusive:` where there is no value). `ppo_reward` makes PPO a heterogeneous job: the nodes of
+    `ppo` train and those of `ppo_reward` paint."""
 
     partition: str | None = None  # null: the cluster's default
     account: str | None = None

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 from submitit.core.utils import UncompletedJobError
-from tests.cluster import processes
-from tests.cluster.testbed import Cluster
 
 from jobs import submit
 from promptist.cluster import attempts, queue
 from promptist.cluster.site import ClusterConfig, load_site
+from tests.cluster import processes
+from tests.cluster.testbed import Cluster
 from tests.helpers_submit import TinyConfigs, make_tiny_configs
 
 TIMEOUT_S = 400  # of what takes half a minute when the machine is free
@@ -44,16 +44,18 @@ def wait_until(true: Callable[[], Any], what: str) -> None:
 
 
 def wait_done(jobs: list[Any], slurm: Cluster) -> None:
-    """As `job.wait()`, but not for ever."""
+    """As `job.wait()`, but not for ever, and until SLURM has seen the end: after the result the attempt is noted."""
     for job in jobs:
         wait_until(job.done, f"{job} does not end: {slurm.describe(job.job_id)}\n{job.stdout()}\n{job.stderr()}")
+        slurm.wait(job.job_id, timeout_s=TIMEOUT_S)
 
 
 def preempt(slurm: Cluster, job: Any) -> None:
     """A job of the urgent partition takes the node, for as long as SLURM needs to see it."""
     node = queue.states([job.job_id])[job.job_id].nodes
     script = "#!/bin/sh\nsleep 1\n"
-    slurm.wait(slurm.sbatch(script, "--partition=urgent", f"--nodelist={node}", "--exclusive"), timeout_s=TIMEOUT_S)
+    options = ("--partition=urgent", f"--nodelist={node}", "--exclusive", "--output=/dev/null")
+    slurm.wait(slurm.sbatch(script, *options), timeout_s=TIMEOUT_S)
 
 
 def check_restarted(run: Path, job: Any) -> None:

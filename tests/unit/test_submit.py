@@ -287,6 +287,7 @@ def test_pipeline_refuses_what_it_does_not_make(tiny: TinyConfigs) -> None:
         (["eval:methods=[{name: user, kind: user}]"], "no row named ppo"),
         (["eval:methods.1.name=other", "eval:methods.1.path=/nowhere/run"], "/nowhere/run is no model"),
         (["sft:data.valid=/nowhere/x.jsonl"], "/nowhere/x.jsonl"),
+        (["ppo:ppo.validation_new_tokens=60"], "rows sft and ppo would decode differently"),
     ):
         with pytest.raises(UserError, match=words):
             plans.plan_pipeline(*three, overrides, SITE)
@@ -297,11 +298,12 @@ def test_signal_lead_covers_what_the_run_has_needed(tiny: TinyConfigs, tmp_path:
     run = tmp_path / "tiny-ppo"
     run.mkdir()
     lines = [
-        {"step": 1, "time/decode": 900, "time/update": 70, "time/save": 20},
-        {"step": 2, "time/update": 50, "time/save": 51},
+        {"step": 1, "time/decode": 900, "time/update": 20, "time/save": 20},
+        {"step": 2, "time/update": 30, "time/validate": 40, "time/save": 15},
+        {"step": 3, "time/update": 50, "time/save": 51},
     ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with pytest.raises(UserError, match=r"signal_lead_s = 120 .* took 121 s"):  # 70 + 51; a stop interrupts decoding
+    with pytest.raises(UserError, match=r"signal_lead_s = 120 .* 121 s"):  # 30 + 40 + 51
         plans.plan_training("ppo", tiny.ppo, [root], SITE)
     plans.plan_training("ppo", tiny.ppo, [root], ClusterConfig(**{**vars(SITE), "signal_lead_s": 121}))
 
