@@ -10,15 +10,18 @@ import json
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from promptist import rng
 from promptist.errors import UserError
 from promptist.models.tokens import length_mask, token_logprobs
+
+# Loaded where it is used: reading a job's config (prepare, submit, status) must not take seconds.
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WEIGHT_FILES = (
@@ -57,7 +60,7 @@ def load_policy(config: ModelConfig, seed: int = 0) -> PreTrainedModel:
     initialises weights after they have been partitioned there, which silently leaves torch's default
     initialisation.
     """
-    model = _load(config, AutoModelForCausalLM, seed)
+    model = _load(config, seed)
     freeze_lower_blocks(model, config.trainable_blocks)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -67,7 +70,7 @@ def load_policy(config: ModelConfig, seed: int = 0) -> PreTrainedModel:
 def load_reference(config: ModelConfig) -> PreTrainedModel:
     """The frozen SFT model against which KL is measured: a copy of its own, shares no tensor with the
     policy."""
-    model = _load(config, AutoModelForCausalLM, seed=0)
+    model = _load(config, seed=0)
     return model.requires_grad_(False).eval()
 
 
@@ -179,6 +182,8 @@ def freeze_lower_blocks(model: PreTrainedModel, trainable_blocks: int | None) ->
 def read_architecture(config: ModelConfig) -> Any:
     """The Hugging Face config in `config.path`, without dropout. Raises UserError where there is none."""
     check_path(config)
+    from transformers import AutoConfig
+
     try:
         architecture = AutoConfig.from_pretrained(config.path)
     except (OSError, ValueError, json.JSONDecodeError) as error:
@@ -189,16 +194,18 @@ def read_architecture(config: ModelConfig) -> Any:
     return architecture
 
 
-def _load(config: ModelConfig, factory: Any, seed: int) -> PreTrainedModel:
+def _load(config: ModelConfig, seed: int) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
     architecture = read_architecture(config)
     options: dict[str, Any] = {"attn_implementation": "sdpa", "dtype": DTYPES[config.dtype]}
     try:
         if config.init == "pretrained":
-            model = factory.from_pretrained(config.path, config=architecture, **options)
+            model = AutoModelForCausalLM.from_pretrained(config.path, config=architecture, **options)
         else:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(rng.key(seed, "init", "policy") % 2**63)
-                model = factory.from_config(architecture, **options)
+                model = AutoModelForCausalLM.from_config(architecture, **options)
     except (OSError, ValueError, json.JSONDecodeError) as error:
         raise _unloadable(config, error) from error
     for module in model.modules():

@@ -7,16 +7,18 @@ pull the policy.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from promptist import rng
 from promptist.errors import UserError
 from promptist.models.policy import ModelConfig, layout, load_trunk
 from promptist.models.tokens import length_mask, widen
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass
