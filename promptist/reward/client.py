@@ -155,23 +155,15 @@ class LocalRewards:
         self._queue.clear()
 
 
-class CachedRewards:
-    """A client behind a `PlainCache`: pictures of plain prompts that the run has painted before are not
-    painted again.
+class Wrapped:
+    """A client around another one, which it leaves everything to."""
 
-    A plain picture that is asked for again while it is being painted shares the ticket and counts as a hit,
-    so that the hit rate does not depend on timing.
-    """
-
-    def __init__(self, client: RewardClient, cache: PlainCache) -> None:
+    def __init__(self, client: RewardClient) -> None:
         self.client = client
-        self.cache = cache
-        self._painting: dict[str, Ticket] = {}
-        self._seen = (0, 0)
 
     @property
     def images(self) -> int:
-        """Pictures painted so far; hits are none."""
+        """Pictures painted so far."""
         return self.client.images
 
     @property
@@ -180,9 +172,56 @@ class CachedRewards:
         return self.client.waited_s
 
     def begin(self, iteration: int) -> None:
+        """An iteration starts."""
+        self.client.begin(iteration)
+
+    def submit(self, requests: Sequence[ImageRequest]) -> list[Ticket]:
+        """Ask for pictures."""
+        return self.client.submit(requests)
+
+    def flush(self) -> None:
+        """Paint the part-filled batch, too."""
+        self.client.flush()
+
+    def poll(self) -> None:
+        """Raise RewardError if something has failed meanwhile."""
+        self.client.poll()
+
+    def collect(self, tickets: Sequence[Ticket]) -> list[Measurement]:
+        """The measurements of `tickets`."""
+        return self.client.collect(tickets)
+
+    def metrics(self) -> dict[str, float]:
+        """Figures since the last call."""
+        return self.client.metrics()
+
+    def committed(self, step: int) -> None:
+        """Checkpoint `step` has been committed."""
+        self.client.committed(step)
+
+    def close(self) -> None:
+        """Let the reward ranks go."""
+        self.client.close()
+
+
+class CachedRewards(Wrapped):
+    """A client behind a `PlainCache`: pictures of plain prompts that the run has painted before are not
+    painted again (and do not count among its `images`).
+
+    A plain picture that is asked for again while it is being painted shares the ticket and counts as a hit,
+    so that the hit rate does not depend on timing.
+    """
+
+    def __init__(self, client: RewardClient, cache: PlainCache) -> None:
+        super().__init__(client)
+        self.cache = cache
+        self._painting: dict[str, Ticket] = {}
+        self._seen = (0, 0)
+
+    def begin(self, iteration: int) -> None:
         """Take in what the other ranks cached in the iterations before."""
         self.cache.begin(iteration)
-        self.client.begin(iteration)
+        super().begin(iteration)
 
     def submit(self, requests: Sequence[ImageRequest]) -> list[Ticket]:
         """Tickets of known plain pictures are ready at once; the rest goes to the reward ranks."""
@@ -206,14 +245,6 @@ class CachedRewards:
         self.cache.hits += 1
         return painting
 
-    def flush(self) -> None:
-        """As of the client."""
-        self.client.flush()
-
-    def poll(self) -> None:
-        """As of the client."""
-        self.client.poll()
-
     def collect(self, tickets: Sequence[Ticket]) -> list[Measurement]:
         """The measurements of `tickets`; new plain ones enter the cache."""
         results = self.client.collect(tickets)
@@ -230,14 +261,6 @@ class CachedRewards:
         hits, lookups = self.cache.hits - self._seen[0], self.cache.lookups - self._seen[1]
         self._seen = (self.cache.hits, self.cache.lookups)
         return {**self.client.metrics(), "reward/hit_rate": hits / lookups if lookups else 0.0}
-
-    def committed(self, step: int) -> None:
-        """As of the client."""
-        self.client.committed(step)
-
-    def close(self) -> None:
-        """As of the client."""
-        self.client.close()
 
 
 class Meter:

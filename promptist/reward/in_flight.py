@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from promptist.errors import UserError
-from promptist.reward.client import Meter, RewardClient, Ticket, measured
+from promptist.reward.client import Meter, RewardClient, Ticket, Wrapped, measured
 from promptist.reward.messages import ImageRequest, Measurement
 
 
@@ -92,12 +92,13 @@ class InFlight:
         return blake2b(json.dumps(address).encode(), digest_size=16).hexdigest()
 
 
-class RecordedRewards:
+class RecordedRewards(Wrapped):
     """A client whose measurements survive the process. Those of an attempt before count as painted: the metrics of a
     resumed run are those of an undisturbed one."""
 
     def __init__(self, client: RewardClient, record: InFlight) -> None:
-        self.client, self.record = client, record
+        super().__init__(client)
+        self.record = record
         self._open: list[Ticket] = []  # asked of the client, not yet written down
         self._known = 0
         self._known_truncated = 0
@@ -108,15 +109,10 @@ class RecordedRewards:
         """Pictures painted for this rank since the last checkpoint or the start, in whichever attempt."""
         return self.client.images + self._known
 
-    @property
-    def waited_s(self) -> float:
-        """Seconds spent blocked in `collect`."""
-        return self.client.waited_s
-
     def begin(self, iteration: int) -> None:
         """An iteration starts."""
         self.record.begin(iteration)
-        self.client.begin(iteration)
+        super().begin(iteration)
 
     def submit(self, requests: Sequence[ImageRequest]) -> list[Ticket]:
         """Tickets of recorded measurements are ready at once; the rest goes to the client."""
@@ -132,14 +128,6 @@ class RecordedRewards:
                 self._known_truncated += found.truncated
             tickets.append(ticket)
         return tickets
-
-    def flush(self) -> None:
-        """As of the client."""
-        self.client.flush()
-
-    def poll(self) -> None:
-        """As of the client."""
-        self.client.poll()
 
     def collect(self, tickets: Sequence[Ticket]) -> list[Measurement]:
         """The measurements of `tickets`; all that have arrived are written down, those of other tickets too."""
@@ -158,11 +146,11 @@ class RecordedRewards:
     def committed(self, step: int) -> None:
         """Checkpoint `step` is there: forget what it makes superfluous."""
         self.record.forget(step)
-        self.client.committed(step)
+        super().committed(step)
 
     def close(self) -> None:
         """Let the reward ranks go and write down what they were still painting."""
-        self.client.close()
+        super().close()
         self._write_down()
 
     def _write_down(self) -> None:
