@@ -37,15 +37,16 @@ def csv_text(results: Results) -> str:
 def markdown(results: Results) -> str:
     """Two tables for a README: levels by method and set, and the paired differences of the reward."""
     lines = [
-        "| set | method | reward | aesthetic | relevance | CLIP cosine |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| set | method | reward | aesthetic | relevance | CLIP cosine | left as is |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name in _groups(results):
         for level in (v for v in results.levels if v.set == name):
-            m = level.means
+            m, own = level.means, level.method in ("user", "human")
             lines.append(
                 f"| {name} ({level.prompts}) | {label(level.method)} | {number(m['reward'])} "
-                f"| {number(m['aesthetic'])} | {number(m['relevance'])} | {number(m['cosine'], 3)} |"
+                f"| {number(m['aesthetic'])} | {number(m['relevance'])} | {number(m['cosine'], 3)} "
+                f"| {'' if own else percent(level.empty)} |"
             )
     pairs = default_pairs(results.methods)
     heads = [f"{label(method)} {MINUS} {label(baseline)}" for method, baseline in pairs]

@@ -250,3 +250,12 @@ def test_bad_folders(tmp_path: Path) -> None:
     (tmp_path / "e" / TABLE).write_bytes(b"PAR1")
     with pytest.raises(UserError, match="is not a table"):
         build_report(tmp_path / "e")
+
+
+def test_markdown_says_what_was_left_as_is(tmp_path: Path) -> None:
+    """One of the six prompts of the second set was left alone by PPO; user and human rows rewrite nothing."""
+    make_evaluation(tmp_path)
+    write_report(tmp_path)
+    lines = (tmp_path / "results.md").read_text().splitlines()
+    cells = {tuple(line.split("|")[1:3]): line.split("|")[-2].strip() for line in lines if line.startswith("| out (6)")}
+    assert [cells[" out (6) ", f" {name} "] for name in ("User input", "SFT", "PPO")] == ["", "0 %", "17 %"]
