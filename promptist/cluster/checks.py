@@ -307,9 +307,9 @@ def signal_lead(patient: Patient) -> Found:
         return Found(f"job {job} has no batch script to look at: give sbatch or srun --signal=USR2@SECONDS")
     found = re.search(r"^#SBATCH\s+--signal[= ](\S+)", done.stdout, re.MULTILINE)
     if found is None:
-        raise UserError(
-            f"the script of job {job} asks for no signal ahead of its time limit: add #SBATCH --signal=USR2@600, "
-            "unless you gave it to sbatch"
+        return Found(
+            f"the script of job {job} asks for none ahead of its time limit, though an option of sbatch may have: the "
+            "job's own needs #SBATCH --signal=USR2@600"
         )
     match = re.fullmatch(r"(?:R:)?(?:SIG)?(USR2|TERM|12|15)(?:@(\d+))?", found.group(1))
     if match is None:

@@ -69,6 +69,11 @@ def main(config: Path, overrides: Sequence[str], timeout_s: float = 300.0) -> in
     print(bad if failed else "all is well", flush=True)
     if any(finding.given_up for finding in failed):
         _leave(world)
+    if failed and world.comm is not None:
+        # Every rank is on its way out: an abort of the world, with what launchers say about it, is not needed.
+        from mpi4py import MPI
+
+        MPI.Finalize()
     return EXIT_BAD_INPUT if failed else 0
 
 

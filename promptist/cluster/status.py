@@ -155,6 +155,8 @@ def _state(run: Path, done: bool, queue: list[QueueEntry] | None, tried: list[at
         return f"done {_age(_mtime(run / 'done.json'))}"
     if tried and tried[-1].outcome:
         last = tried[-1]
+        if last.outcome == "done" and _length(_config(run))[0] == "eval":
+            return "not reduced yet"  # a shard was done
         return f"{last.outcome} {_age(_seconds(last.ended))}" if last.ended else str(last.outcome)
     if queue:
         return f"{queue[-1].state.lower()} ({queue[-1].job_id})"

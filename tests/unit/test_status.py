@@ -138,6 +138,11 @@ def test_shards_are_counted_and_their_tasks_taken_together(tmp_path: Path, monke
     row = status.look([run])[0]
     assert (row.kind, row.progress) == ("eval", "3/16 shards")
     assert row.state == "2 running, 1 pending (20, 21)"
+    add_attempt(run, "20_2", 0, outcome="done", exit_code=0, ended=60)
+    fake_queue(monkeypatch)
+    assert status.look([run])[0].state == "not reduced yet"
+    (run / "done.json").write_text("{}")
+    assert status.look([run])[0].state == "done 0 s ago"
 
 
 def test_a_run_that_waits_for_its_first_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
