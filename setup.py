@@ -14,6 +14,7 @@ INSTALL_REQUIRES = [
     "deepspeed>=0.19.5,<0.20",  # two ZeRO engines in one process; its internals move between minors
     "transformers>=5.0,<6",  # GPT-2 with the Cache classes; 4.x has other cache and tokenizer interfaces
     "tokenizers>=0.22,<1",  # byte-level BPE of the miniature world is trained with it
+    "huggingface_hub>=1.0,<3",  # `promptist prefetch` and the look into its cache; transformers brings it anyway
     "diffusers>=0.42,<0.43",  # Stable Diffusion pipeline; the attention interface changes between minors
     "open_clip_torch>=3.3,<4",  # pretrained tag `openai` knows that it needs QuickGELU from 3.x on
     "timm>=1.0.17",  # open_clip's image towers, the ImageNet-21k lemma list
