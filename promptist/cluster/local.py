@@ -110,7 +110,9 @@ class LocalTask(Task):
         return {**self.__dict__, "_process": None}
 
     def _end(self, code: int) -> NoReturn:
-        code = told_code() or code
+        told = told_code()
+        # A rank that has not installed its handlers yet dies of the signal, and has nothing to save.
+        code = told if told is not None else EXIT_STOPPED if self._signal else code
         if code == EXIT_BAD_INPUT:
             raise UserError(told_sentence() or f"jobs.{self.module} was given bad input: its log says which")
         if code == EXIT_STOPPED:

@@ -109,7 +109,7 @@ class Submission:
         return executor
 
     def write(self) -> None:
-        """Everything a relaunch needs. An array's runs get each their own script, too."""
+        """Everything a relaunch needs but `submit.json`. An array's runs get each their own script, too."""
         self.folder.mkdir(parents=True, exist_ok=True)
         git = source()
         for index, work in enumerate(self.works):
@@ -123,7 +123,6 @@ class Submission:
             write_atomically(self.folder / f"{self.stem}.configs", "".join(f"{work.config}\n" for work in self.works))
             for index in range(len(self.works)):
                 self.alone(index).write()
-        self.record([])
 
     def record(self, jobs: Sequence[str], after: Sequence[str] = ()) -> None:
         """Note what was submitted; `jobs` are the ids of its tasks."""
