@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import stats
+from sklearn.metrics import r2_score
 from tqdm import tqdm
 
 from promptist import rng as counter_rng
@@ -75,6 +76,17 @@ def _retrieval(
     return {name: float(np.mean(values)) for name, values in hits.items()}
 
 
+def head_r2(model: RewardModel, seed: int, count: int = 512) -> float:
+    """R² of the aesthetic head against the procedural rating, on fresh renders of held-out contents in all styles."""
+    rng = counter_rng.generator(seed, "quality-head")
+    contents = [scenes.HELD_OUT_CONTENTS[i % len(scenes.HELD_OUT_CONTENTS)] for i in range(count)]
+    drawn = [scenes.Scene(content, scenes.sample_scene(rng).phrases) for content in contents]
+    pictures = torch.from_numpy(scenes.render_scenes(drawn, rng))
+    images = torch.cat([model.clip.encode_images((part + 1) / 2) for part in pictures.split(model.batch)])
+    ratings = [grammar.rating(scene.content, scene.phrases) for scene in drawn]
+    return float(r2_score(ratings, model.head.score(images).numpy()))
+
+
 def _shift(after: np.ndarray, before: np.ndarray) -> dict[str, float]:
     """Mean paired difference with its 95 % interval (t distribution)."""
     difference = after - before
@@ -116,6 +128,7 @@ def measure(
     return {
         "plain_captions": plain,
         "judge_on_held_out_renders": held_out_accuracy(judge, seed),
+        "aesthetic_head_r2": head_r2(model, seed),
         "generated": {
             "object": float(objects.mean()),
             "colour": float(colours.mean()),
@@ -182,6 +195,7 @@ def markdown(result: dict[str, Any]) -> str:
     }
     lines += [f"| {name} | {100 * value:.1f} % |" for name, value in share.items()]
     lines += [
+        f"| aesthetic head, rendered pictures in all styles: R² of the rating | {result['aesthetic_head_r2']:.2f} |",
         "| cosine of plain prompts with their pictures: median, standard deviation "
         f"| {result['cosine']['median']:.3f}, {result['cosine']['std']:.3f} |",
         f"| hinge: slope, offset | {result['hinge']['slope']:.2f}, {result['hinge']['offset']:.2f} |",
