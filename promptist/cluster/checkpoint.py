@@ -367,7 +367,7 @@ def _is_disk_full(error: BaseException | None) -> bool:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
         if isinstance(error, RuntimeError) and re.search(
-            r"No space left|Disk quota exceeded|PytorchStreamWriter failed writing", str(error)
+            r"No space left|Disk quota exceeded|PytorchStreamWriter failed writing|iostream error", str(error)
         ):
             return True
         error = error.__cause__ or error.__context__

@@ -8,6 +8,8 @@ processes, and a process must not fork once MPI or CUDA is up. Nothing here need
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 import shutil
@@ -84,7 +86,9 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         return weights
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    return dict(get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=TAG))
+    # It prints, and draws bars.
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        return dict(get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=TAG))
 
 
 def _write(path: Path, target: Path) -> None:

@@ -148,6 +148,7 @@ def test_death_at_any_moment_leaves_all_of_a_conversion_or_none(tmp_path: Path) 
         ((1, "OSError: [Errno 28] No space left on device"), UserError, "the disk is full: checkpoint step_000020.u"),
         ((1, "OSError: [Errno 122] Disk quota exceeded"), UserError, "the disk is full: checkpoint step_000020.u"),
         ((1, "RuntimeError: PytorchStreamWriter failed writing file data/0"), UserError, "the disk is full"),
+        ((1, "RuntimeError: basic_ios::clear: iostream error"), UserError, "the disk is full"),  # seen on a full tmpfs
         ((-9, ""), UserError, "was killed, most likely for want of memory"),
         ((1, "concurrent.futures.process.BrokenProcessPool: A process"), UserError, "want of memory"),
         ((1, "KeyError: 'exp_avg'"), RuntimeError, "step_000020 could not be converted: KeyError: 'exp_avg'"),
