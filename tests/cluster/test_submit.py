@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -85,12 +86,16 @@ def test_array_of_seeds(kind: str, slurm_environ: Cluster, tiny: TinyConfigs, si
 
 def test_pipeline(slurm_environ: Cluster, tiny: TinyConfigs, site: ClusterConfig) -> None:
     """Each stage after the one before it, on what that one made; a shard of the evaluation is preempted."""
-    overrides = ["ppo:ppo.iterations=1", "sft:sft.steps=2", "ppo:roles.reward_per_node=null", "eval:images=300"]
+    overrides = ["ppo:ppo.iterations=1", "sft:sft.steps=2", "ppo:roles.reward_per_node=null", "eval:images=150"]
     one_rank = load_site("configs/cluster/testbed.yaml", ["directives.exclusive=", "ppo.tasks_per_node=1"])
     stages = submit.pipeline(tiny.sft, tiny.ppo, tiny.eval, overrides, site=one_rank, shards=2)
-    waiting = [job for kind in ("ppo", "eval", "reduce") for job in stages[kind]]
-    entries = queue.states([job.job_id for job in waiting])
-    assert {(entry.state, entry.reason) for entry in entries.values()} == {("PENDING", "Dependency")}
+    assert list(stages) == ["sft", "ppo", "eval", "reduce"]
+    for before, after in itertools.pairwise(stages.values()):
+        parent = before[0].job_id.split("_")[0]
+        entries = [slurm_environ.job(job.job_id) for job in after]
+        assert {(entry["JobState"], entry["Dependency"].split("(")[0].rstrip("_*")) for entry in entries} == {
+            ("PENDING", f"afterok:{parent}")
+        }
     run = tiny.runs / "tiny-eval"
     # Both shards have finished a piece of their work, of which there are hundreds.
     wait_until(lambda: sum(bool(f.stat().st_size) for f in run.glob("finished/*.jsonl")) == 2, "no shard gets on")
