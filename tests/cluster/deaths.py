@@ -181,13 +181,14 @@ class _Run:
         self.job = self._submit()
         self._wait(lambda: (self.path / "reached").exists())
         whole, died_at = self._newest(), time.monotonic()
+        starts, logs = len(read(self.path)), len(list((self.path / "logs").iterdir()))
         self._die()
-        self._wait(lambda: len(read(self.path)) > 1)
-        goes_on = read(self.path)[1].from_step
-        self._wait(lambda: self._has_gone_on(goes_on))
+        self._wait(lambda: len(read(self.path)) > starts)
+        goes_on = read(self.path)[starts].from_step
+        self._wait(lambda: self._has_gone_on(self.path / "logs" / f"attempt_{logs + 1}", goes_on))
         recovery_s = time.monotonic() - died_at
         self.cluster.wait(self.job, "COMPLETED", TIMEOUT_S)
-        first, *_ = read(self.path)
+        first = read(self.path)[starts - 1]
         if self.case.death == "truncated shard":
             assert (whole, goes_on) == (SAVE, SAVE - 2), first
         else:
@@ -195,9 +196,9 @@ class _Run:
         self._compare()
         return Outcome(f"{_said(first)}; goes on from step {goes_on}", recovery_s)
 
-    def _has_gone_on(self, goes_on: int | None) -> bool:
-        """Whether the second start has logged a step of its own; what the first logged is cut back before that."""
-        logs, metrics = self.path / "logs" / "attempt_2", self.path / "metrics.jsonl"
+    def _has_gone_on(self, logs: Path, goes_on: int | None) -> bool:
+        """Whether the next start has logged a step of its own; what the one before it logged is cut back first."""
+        metrics = self.path / "metrics.jsonl"
         if not logs.exists() or metrics.stat().st_mtime < (logs / "00000.log").stat().st_ctime:
             return False
         return max(steps(self.path), default=0) > (goes_on or 0)

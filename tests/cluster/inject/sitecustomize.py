@@ -5,7 +5,7 @@
     save:MOMENT:STEP    the leading rank kills itself while it saves the checkpoint of STEP: `files` (engines and state
                         are written), `record` (complete.json too, not yet renamed), `renamed`
 
-Only the first start of a job dies.
+A run dies once: where `reached` is there, it lives.
 """
 
 from __future__ import annotations
@@ -25,14 +25,19 @@ def install(kind: str, *rest: str) -> None:
     commit, sync_and_hash, rename = checkpoint._commit, checkpoint._sync_and_hash, os.rename
     step, signals = int(rest[-1]), []
 
+    def first_time(run: Path) -> bool:
+        if (run / "reached").exists():
+            return False
+        (run / "reached").touch()
+        return True
+
     def die(path: Path) -> None:
-        Path(*path.parts[: path.parts.index("checkpoints")], "reached").touch()
-        os.kill(os.getpid(), signal.SIGKILL)
+        if first_time(Path(*path.parts[: path.parts.index("checkpoints")])):
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def pause(self: Any, at: int, record: Any) -> None:
         log(self, at, record)
-        if self._active and at == step:
-            (self.path / "reached").touch()
+        if self._active and at == step and first_time(self.path):
             while not signals:
                 time.sleep(0.02)
 
@@ -48,10 +53,10 @@ def install(kind: str, *rest: str) -> None:
     def around_rename(temporary: Path, final: Path, *args: Any, **kwargs: Any) -> None:
         ours = checkpoint.step_of(final) == step
         if ours and rest[0] == "record":
-            os.rename = lambda source, target: die(final)
+            os.rename = lambda source, target: (die(final), rename(source, target))
         commit(temporary, final, *args, **kwargs)
         os.rename = rename
-        if ours:
+        if ours and rest[0] == "renamed":
             die(final)
 
     if kind == "pause":
@@ -62,7 +67,5 @@ def install(kind: str, *rest: str) -> None:
         checkpoint._commit = around_rename
 
 
-if {"PROMPTIST_DEATH", "PROMPTIST_ENDING", "SLURM_PROCID"} <= os.environ.keys() and not int(
-    os.environ.get("SLURM_RESTART_COUNT") or 0
-):
+if {"PROMPTIST_DEATH", "PROMPTIST_ENDING", "SLURM_PROCID"} <= os.environ.keys():
     install(*os.environ["PROMPTIST_DEATH"].split(":"))
