@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ class Commands:
         script = f"#!/bin/sh\ncat {self.folder}/{name}.out\ncat {self.folder}/{name}.err >&2\nexit {code}\n"
         (self.folder / name).write_text(script)
         (self.folder / name).chmod(0o755)
+        time.sleep(0.01)  # submitit does not ask twice within a millisecond
 
 
 @pytest.fixture
