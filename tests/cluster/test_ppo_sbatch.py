@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -86,6 +87,26 @@ def test_heterogeneous_job_ends_with_the_same_weights(slurm: Cluster, config: Pa
     slurm.wait(job, "COMPLETED", TIMEOUT_S)
     assert weights(run) == weights(calm)
     assert deterministic(run) == deterministic(calm)
+
+
+def test_another_number_of_nodes_goes_on_from_a_converted_checkpoint(
+    slurm: Cluster, config: Path, calm: Path, tmp_path: Path
+) -> None:
+    """The undisturbed run, cut back to its last but one checkpoint, goes on with one training rank instead of two."""
+    run = config.parent / "runs" / "fewer"
+    shutil.copytree(calm, run, ignore=shutil.ignore_patterns("done.json", "step_000006", "export*"))
+    text = (run / "config.yaml").read_text(encoding="utf-8").replace("name: calm", "name: fewer")
+    (run / "config.yaml").write_text(text, encoding="utf-8")
+    job = slurm.sbatch(
+        "slurm/ppo.sbatch", "--nodes=2", *THREE_NODES[1:], f"--output={tmp_path}/fewer.out", config, "run.name=fewer"
+    )
+    slurm.wait(job, "COMPLETED", TIMEOUT_S)
+    assert "step_000004 was written by 2 training ranks, 1 go on: converting" in slurm.output(job)
+    [attempt] = attempts(run)
+    assert (attempt["from_step"], attempt["outcome"], steps(run)) == (4, "done", list(range(7)))
+    # On the same rollouts losses agree to 1e-5 (tests/distributed/test_elastic.py); here the policy decodes its own.
+    fewer, whole = deterministic(run)[5], deterministic(calm)[5]
+    assert fewer["score"] == pytest.approx(whole["score"], abs=1e-3)
 
 
 def test_bad_input_is_not_queued_again(slurm: Cluster, config: Path, tmp_path: Path) -> None:
