@@ -11,9 +11,11 @@ with 0 writes code and sentence there; `promptist/cluster/finish.py` reads them.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
+import re
 import sys
 import time
 import traceback
@@ -65,6 +67,10 @@ def run_main(main: Callable[[list[str]], int | None], argv: Sequence[str] | None
         print("interrupted", file=sys.stderr, flush=True)
     except Exception as error:
         code, sentence = EXIT_FAILURE, f"{type(error).__name__}: {error}"
+        if is_disk_full(error):  # would be full the next time, too
+            code = EXIT_BAD_INPUT
+            sentence = f"the disk is full ({error}): free some space and run the same command again"
+            print(f"error: {sentence}", file=sys.stderr, flush=True)
         logging.getLogger(__name__).debug("failed", exc_info=True)
         traceback.print_exc()
     if code != 0:
@@ -74,6 +80,19 @@ def run_main(main: Callable[[list[str]], int | None], argv: Sequence[str] | None
     elif code != 0:
         _abort_world(code)
     return code
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is a full disk; also when a library wraps it (torch, safetensors)."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if not isinstance(error, UserError) and re.search(
+            r"No space left|Disk quota exceeded|PytorchStreamWriter failed writing|iostream error", str(error)
+        ):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def record_ending(code: int, sentence: str) -> None:

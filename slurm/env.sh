@@ -18,11 +18,13 @@ export TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1
 promptist_job() {
     local job=$1 code=0
     shift
-    PROMPTIST_ENDING=$("$PROMPTIST_PYTHON" -m promptist.cluster.prepare "$job" "$@") || exit $?
+    PROMPTIST_ENDING=$("$PROMPTIST_PYTHON" -m promptist.cluster.prepare "$job" "$@") || code=$?
+    [ -n "$PROMPTIST_ENDING" ] || exit "$code"  # the config cannot be read: there is no run to record it in
     export PROMPTIST_ENDING
     # srun does not inherit --cpus-per-task from sbatch since SLURM 22.05. Ranks are counted node by node (block).
-    srun --mpi="$PROMPTIST_MPI" --distribution=block --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
-        "${step[@]}" "$PROMPTIST_PYTHON" -m mpi4py -m "jobs.$job" "$@" || code=$?
+    [ "$code" -ne 0 ] || srun --mpi="$PROMPTIST_MPI" --distribution=block --kill-on-bad-exit=1 \
+        --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "${step[@]}" \
+        "$PROMPTIST_PYTHON" -m mpi4py -m "jobs.$job" "$@" || code=$?
     "$PROMPTIST_PYTHON" -m promptist.cluster.finish "$PROMPTIST_ENDING" "$code"
     exit $?
 }

@@ -23,6 +23,10 @@ log = logging.getLogger(__name__)
 FOLDER = "attempts"
 MAX_CRASHES = 3
 """So many crashes in a row without a new checkpoint end a run: what crashes it will be there the next time, too."""
+MAX_STOPS = 20
+"""So many stops in a row without a new checkpoint: the time limit is too near to the signal, or the run is preempted
+faster than it can work."""
+
 _OUTCOMES = {0: "done", EXIT_BAD_INPUT: "bad input", EXIT_STOPPED: "stopped"}
 
 
@@ -87,15 +91,23 @@ def end(ending: Path, code: int) -> Attempt:
     attempt.sentence = told.get("sentence") or None
     attempt.outcome = _OUTCOMES.get(attempt.exit_code, "crashed")
     attempt.step, attempt.ended = progress(run), _now()
-    attempt.requeued = attempt.outcome == "stopped"
-    if attempt.outcome == "crashed":
-        before = [a for a in read(run) if a.job == attempt.job and a.restart < attempt.restart]
-        attempt.requeued = crashes_in_a_row([*before, attempt]) < MAX_CRASHES
+    own = [*(a for a in read(run) if a.job == attempt.job and a.restart < attempt.restart), attempt]
+    if attempt.outcome == "stopped":
+        attempt.requeued = in_a_row(own, "stopped") < MAX_STOPS
+    elif attempt.outcome == "crashed":
+        # The shards of an evaluation share a folder: that others advance says nothing about this one.
+        attempt.requeued = in_a_row(own, "crashed", forgiving=not (run / "finished").is_dir()) < MAX_CRASHES
+    write(run, attempt)
+    return attempt
+
+
+def write(run: Path, attempt: Attempt) -> None:
+    """Write a record down; a full disk is no error: what is to be done next does not depend on it."""
+    path = run / FOLDER / f"{attempt.job}.{attempt.restart}.json"
     try:
         _write(path, attempt)
-    except OSError as error:  # a full disk: what is to be done next does not depend on the record
+    except OSError as error:
         log.warning("%s could not be written (%s)", path, error.strerror)
-    return attempt
 
 
 def _told(ending: Path) -> dict[str, Any]:
@@ -108,17 +120,18 @@ def _told(ending: Path) -> dict[str, Any]:
         return {"code": codes[0]} if codes and codes[0].isdigit() else {}
 
 
-def crashes_in_a_row(attempts: list[Attempt]) -> int:
-    """How many of the last attempts crashed without a new checkpoint."""
+def in_a_row(attempts: list[Attempt], outcome: str, forgiving: bool = True) -> int:
+    """How many of the last attempts ended like this; with `forgiving`, since the last one that brought a new
+    checkpoint, itself included."""
     count = 0
     for attempt in reversed(attempts):
         if attempt.outcome is None:
             continue  # its node died: no fault of the run
-        if attempt.outcome != "crashed":
+        if attempt.outcome != outcome:
             break
         count += 1
-        if attempt.step != attempt.from_step:
-            break  # this one advanced before it crashed: count from here
+        if forgiving and attempt.step != attempt.from_step:
+            break
     return count
 
 

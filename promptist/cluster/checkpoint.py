@@ -21,12 +21,13 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from promptist.errors import UserError
+from promptist.errors import UserError, is_disk_full
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ UNIVERSAL = ".universal"
 _STEP = re.compile(r"step_(\d{6,})")
 _SUMS = "sums_{rank:05d}.json"
 _CHUNK = 1 << 22
+_PASSING = (errno.ESTALE, errno.ETIMEDOUT)  # of a network file system: nothing is wrong with the checkpoint
 
 
 @dataclass
@@ -198,22 +200,37 @@ def flaw(path: Path, hashes: bool = True) -> str | None:
         files, version = dict(record["files"]), record["format"]
     except FileNotFoundError:
         return f"it has no {COMPLETE}, so it was never finished"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        if error.errno in _PASSING:
+            raise
+        return f"its {COMPLETE} cannot be read ({error})"
+    except (ValueError, KeyError, TypeError) as error:
         return f"its {COMPLETE} cannot be read ({error})"
     if version != FORMAT:
         return f"its format is {version}, this version reads {FORMAT}"
     for name, expected in files.items():
         try:
             size = (path / name).stat().st_size
-            if size != expected["size"]:
-                return f"{name} has {size} bytes instead of {expected['size']}"
-            if hashes and _hash(path / name) != expected["sha256"]:
-                return f"the content of {name} does not match its checksum"
         except FileNotFoundError:
             return f"{name} is missing"
-        except OSError as error:
-            return f"{name} cannot be read ({error.strerror})"
-    return None
+        if size != expected["size"]:
+            return f"{name} has {size} bytes instead of {expected['size']}"
+    if not hashes:
+        return None
+    # Tens of gigabytes at full size, while all GPUs wait; hashing lets go of the interpreter.
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        found = pool.map(lambda name: _differs(path / name, files[name]), files)
+        return next((reason for reason in found if reason), None)
+
+
+def _differs(path: Path, expected: dict[str, Any]) -> str | None:
+    try:
+        same = _hash(path) == expected["sha256"]
+    except OSError as error:
+        if error.errno in _PASSING:
+            raise
+        return f"{path.name} cannot be read ({error.strerror})"
+    return None if same else f"the content of {path.name} does not match its checksum"
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -353,22 +370,9 @@ def _full_disk_told(final: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if _is_disk_full(error):
+        if is_disk_full(error):
             raise UserError(
                 f"the disk is full: checkpoint {final.name} could not be written to {final.parent}; earlier "
                 "checkpoints are untouched, free some space and run the same command again"
             ) from error
         raise
-
-
-def _is_disk_full(error: BaseException | None) -> bool:
-    """Also when a library wraps it: torch's writer raises a RuntimeError of its own."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if isinstance(error, RuntimeError) and re.search(
-            r"No space left|Disk quota exceeded|PytorchStreamWriter failed writing|iostream error", str(error)
-        ):
-            return True
-        error = error.__cause__ or error.__context__
-    return False

@@ -25,13 +25,15 @@ def main(argv: list[str]) -> int:
     line = f"job {attempt.job}, start {attempt.restart}: {ended}{said}"
     if attempt.requeued:
         print(f"{line}; the job goes back to the queue", file=sys.stderr, flush=True)
-        # Steps and this script end with it: nothing may come after.
-        slurm.requeue(attempt.job)
-    elif attempt.outcome == "crashed":
-        print(
-            f"{line}; not queued again: {attempts.MAX_CRASHES} crashes in a row without a new checkpoint",
-            file=sys.stderr,
-        )
+        try:
+            # Steps and this script end with it: nothing may come after.
+            slurm.requeue(attempt.job)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            attempt.requeued = False
+            attempts.write(Path(argv[0]).parent.parent, attempt)
+    elif attempt.outcome in ("crashed", "stopped"):
+        print(f"{line}; not queued again: too many such ends in a row without a new checkpoint", file=sys.stderr)
     else:
         print(line, file=sys.stderr)
     return attempt.exit_code if attempt.exit_code is not None else EXIT_FAILURE

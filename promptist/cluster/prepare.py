@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from promptist import config as configs
-from promptist.cluster import attempts, checkpoint, slurm
+from promptist.cluster import attempts, checkpoint, queue, slurm
 from promptist.cluster.roles import assign
-from promptist.errors import UserError, run_main
+from promptist.errors import ENDING, UserError, run_main
 
 JOBS = ("sft", "ppo", "evaluate")
 
@@ -35,12 +36,28 @@ def main(argv: list[str]) -> int:
 
     job = configs.load(_job_class(arguments.job), arguments.config, arguments.overrides)
     run = Path(job.run.root) / job.run.name
-    if arguments.job != "evaluate" and not (run / "done.json").exists():
-        _prepare_checkpoint(job, run, arguments.train_ranks)
     key = slurm.job_key()
     if key is not None:
-        print(attempts.begin(run, key, slurm.restart_count(), attempts.progress(run)))
+        if arguments.job != "evaluate":  # its shards share a folder
+            check_alone(run, key)
+        ending = attempts.begin(run, key, slurm.restart_count(), attempts.progress(run))
+        # From here on this process's own end is recorded, too, and `finish` decides about it.
+        os.environ[ENDING] = str(ending)
+        print(ending, flush=True)
+    if arguments.job != "evaluate" and not (run / "done.json").exists():
+        _prepare_checkpoint(job, run, arguments.train_ranks)
     return 0
+
+
+def check_alone(run: Path, key: str) -> None:
+    """UserError where another job works in the run folder: each would delete what the other is writing."""
+    others = [a.job for a in attempts.read(run) if a.outcome is None and a.job != key]
+    for other, entry in queue.states(others).items() if others else ():
+        if entry.state in ("RUNNING", "COMPLETING", "SUSPENDED"):
+            raise UserError(
+                f"job {other} works in {run} ({entry.state}): wait for its end, `scancel {other}`, or give this run "
+                "another run.name"
+            )
 
 
 def training_ranks(job: Any, nodes: list[int]) -> int:

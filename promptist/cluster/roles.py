@@ -6,6 +6,7 @@ data parallel group), so the split is made here, by MPI, before any of it starts
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
@@ -20,6 +21,8 @@ from promptist.errors import UserError
 Role = Literal["train", "reward", "both"]
 T = TypeVar("T")
 _POLL_S = 0.002
+BARRIER_S = 1800.0
+"""As long as a collective of torch.distributed may take (`launch.init_training`)."""
 
 
 @dataclass
@@ -120,11 +123,14 @@ class World:
         return self.rank == self.train_ranks[0]
 
     def barrier(self) -> None:
-        """Wait for all ranks of this role without burning the core (a blocking MPI call spins)."""
-        _polite_barrier(self.group)
+        """Wait for all ranks of this role without burning the core (a blocking MPI call spins).
+
+        RuntimeError after `BARRIER_S`: one of them hangs, and the job must not wait for its time limit.
+        """
+        _polite_barrier(self.group, BARRIER_S)
 
     def barrier_all(self) -> None:
-        """Wait for all ranks of the world."""
+        """Wait for all ranks of the world, however long their work takes."""
         _polite_barrier(self.comm)
 
     def share(self, value: T) -> T:
@@ -136,11 +142,14 @@ class World:
         return value if self.comm is None else self.comm.bcast(value, root=self.train_ranks[0])
 
 
-def _polite_barrier(comm: Any) -> None:
+def _polite_barrier(comm: Any, timeout_s: float = math.inf) -> None:
     if comm is None:
         return
+    deadline = time.monotonic() + timeout_s
     request = comm.Ibarrier()
     while not request.Test():
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"a rank did not come to a barrier within {timeout_s:.0f} s: look into the ranks' logs")
         time.sleep(_POLL_S)
 
 

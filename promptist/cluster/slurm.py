@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import time
 from collections.abc import Mapping
 
 from promptist.errors import UserError
+
+_RETRY_S = (1.0, 5.0, 20.0, 40.0, 60.0)
 
 
 def job_key(environ: Mapping[str, str] = os.environ) -> str | None:
@@ -51,7 +54,14 @@ def _tasks_per_node(text: str, name: str) -> list[int]:
 
 
 def requeue(key: str) -> None:
-    """Put the job back into the queue. SLURM ends the running steps at once: call it last. UserError if it refuses."""
-    done = subprocess.run(["scontrol", "requeue", key], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"SLURM does not requeue job {key} ({done.stderr.strip()}): submit the same command again")
+    """Put the job back into the queue. SLURM ends the running steps at once: call it last.
+
+    A controller that is busy or starts again is asked again for two minutes. UserError if it refuses.
+    """
+    for pause_s in (*_RETRY_S, None):
+        done = subprocess.run(["scontrol", "requeue", key], capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            return
+        if pause_s is None:
+            raise UserError(f"SLURM does not requeue job {key} ({done.stderr.strip()}): submit the same command again")
+        time.sleep(pause_s)

@@ -279,7 +279,11 @@ def _setup(submission: Submission) -> list[str]:
         "# Submitted by hand (sbatch this file), the job has another number than that for which submitit pickled.",
         f"key={key}",
         f'[ -e {task} ] || cp "$folder/{stem}{number}.pkl" {task}',
-        f'PROMPTIST_ENDING=$({_python()} -m promptist.cluster.prepare {MODULES[submission.kind]} "$config") || exit $?',
+        f'PROMPTIST_ENDING=$({_python()} -m promptist.cluster.prepare {MODULES[submission.kind]} "$config") || {{',
+        "    code=$?",
+        f'    [ -z "$PROMPTIST_ENDING" ] || {_python()} -m promptist.cluster.finish "$PROMPTIST_ENDING" $code',
+        "    exit $code",
+        "}",
         "export PROMPTIST_ENDING",
     ]
 

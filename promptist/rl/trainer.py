@@ -57,16 +57,20 @@ def train(job: PPOJob, world: World, run: RunFolder, stop: Preemption, device: t
     nets = Networks.build(job, tokenizer, device, job.per_rank(world.group_size) // job.zero.micro_batch)
     metric_log = MetricLog(run.path, job.logging, world.group_rank)
     progress = resume(resume_from, nets, metric_log)
+    committed = None if resume_from is None else progress.step
     saving_s = 0.0
 
     def all_reduce_max(flag: int) -> int:
         return int(greatest(flag, device))
 
     def commit() -> None:
-        nonlocal saving_s
+        nonlocal committed, saving_s
+        if committed == progress.step:
+            return  # stopped before anything was learned since
         start = time.monotonic()
         save(nets, run, world, progress, job.checkpoint.keep_last)
         client.committed(progress.step)
+        committed = progress.step
         saving_s = time.monotonic() - start
 
     client.begin(progress.step)

@@ -28,7 +28,11 @@ config=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" "$folder/submit.configs")
 # Submitted by hand (sbatch this file), the job has another number than that for which submitit pickled.
 key=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 [ -e "$folder/${key}_submitted.pkl" ] || cp "$folder/submit_$SLURM_ARRAY_TASK_ID.pkl" "$folder/${key}_submitted.pkl"
-PROMPTIST_ENDING=$(/site/python -m promptist.cluster.prepare ppo "$config") || exit $?
+PROMPTIST_ENDING=$(/site/python -m promptist.cluster.prepare ppo "$config") || {
+    code=$?
+    [ -z "$PROMPTIST_ENDING" ] || /site/python -m promptist.cluster.finish "$PROMPTIST_ENDING" $code
+    exit $code
+}
 export PROMPTIST_ENDING
 
 # command

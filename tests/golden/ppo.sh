@@ -27,7 +27,11 @@ config=/shared/tiny/runs/tiny-ppo/submission/ppo.yaml
 # Submitted by hand (sbatch this file), the job has another number than that for which submitit pickled.
 key=$SLURM_JOB_ID
 [ -e "$folder/${key}_submitted.pkl" ] || cp "$folder/submit.pkl" "$folder/${key}_submitted.pkl"
-PROMPTIST_ENDING=$(/site/python -m promptist.cluster.prepare ppo "$config") || exit $?
+PROMPTIST_ENDING=$(/site/python -m promptist.cluster.prepare ppo "$config") || {
+    code=$?
+    [ -z "$PROMPTIST_ENDING" ] || /site/python -m promptist.cluster.finish "$PROMPTIST_ENDING" $code
+    exit $code
+}
 export PROMPTIST_ENDING
 
 # command

@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from promptist.cluster import attempts, checkpoint, finish, slurm
+from promptist.cluster import attempts, checkpoint, finish, prepare, queue, slurm
 from promptist.errors import ENDING, UserError, record_ending, run_main
 
 
@@ -52,9 +53,16 @@ def test_code_arrives_from_a_full_disk(tmp_path: Path, monkeypatch: pytest.Monke
     assert (ended.outcome, ended.requeued) == ("bad input", False)
 
 
-def test_stop_always_goes_on(tmp_path: Path) -> None:
-    for restart in range(6):
-        assert attempt(tmp_path, restart, 137, {"code": 75, "sentence": ""}).requeued
+def test_stop_goes_on_unless_nothing_ever_comes_of_it(tmp_path: Path) -> None:
+    """A time limit just above the signal's lead would stop the run at once, for ever."""
+    stop = {"code": 75, "sentence": ""}
+    requeued = [attempt(tmp_path, restart, 137, stop).requeued for restart in range(attempts.MAX_STOPS)]
+    assert requeued == [True] * (attempts.MAX_STOPS - 1) + [False]
+    ending = attempts.begin(tmp_path, "12_3", 99, attempts.progress(tmp_path))
+    ending.write_text(json.dumps(stop))
+    checkpoint_of(tmp_path, 1)
+    assert attempts.end(ending, 75).requeued
+    assert attempt(tmp_path, 100, 75, stop).requeued
 
 
 def test_crash_goes_on_while_checkpoints_advance(tmp_path: Path) -> None:
@@ -77,6 +85,17 @@ def test_other_tasks_and_lost_nodes_do_not_count(tmp_path: Path) -> None:
     assert not attempt(tmp_path, 3, 1).requeued
 
 
+def test_shard_that_crashes_ends_though_others_advance(tmp_path: Path) -> None:
+    finished = tmp_path / "finished"
+    finished.mkdir()
+    requeued = []
+    for restart in range(3):
+        ending = attempts.begin(tmp_path, "12_3", restart, attempts.progress(tmp_path))
+        (finished / f"attempt_{restart}.jsonl").write_bytes(b"{}\n")  # another shard's work
+        requeued.append(attempts.end(ending, 1).requeued)
+    assert requeued == [True, True, False]
+
+
 def test_progress_of_an_evaluation_is_its_finished_work(tmp_path: Path) -> None:
     assert attempts.progress(tmp_path) is None
     (tmp_path / "finished").mkdir()
@@ -94,6 +113,40 @@ def test_finish_requeues_by_the_array_safe_id(tmp_path: Path, monkeypatch: pytes
     ending = attempts.begin(tmp_path, "12_3", 1, None)
     assert run_main(finish.main, [str(ending), "0"]) == 0
     assert asked == ["12_3"]
+
+
+def test_refused_requeue_keeps_the_exit_code_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """scontrol is asked again while the controller does not answer; then the record says that nothing follows."""
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f"#!/bin/sh\necho asked >> {tmp_path}/asked\necho down >&2\nexit 1\n")
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    pauses: list[float] = []
+    monkeypatch.setattr(slurm.time, "sleep", pauses.append)
+    ending = attempts.begin(tmp_path, "7", 0, None)
+    ending.write_text('{"code": 75, "sentence": ""}')
+    assert run_main(finish.main, [str(ending), "75"]) == 75
+    assert len((tmp_path / "asked").read_text().splitlines()) == len(pauses) + 1
+    assert sum(pauses) > 100
+    assert "SLURM does not requeue job 7 (down)" in capsys.readouterr().err
+    assert not attempts.read(tmp_path)[0].requeued
+
+
+def test_two_jobs_in_one_run_folder_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = {"5": "RUNNING"}
+
+    def states(jobs: list[str]) -> dict[str, SimpleNamespace]:
+        return {job: SimpleNamespace(state=state[job]) for job in jobs if job in state}
+
+    monkeypatch.setattr(queue, "states", states)
+    attempts.begin(tmp_path, "5", 0, None)
+    prepare.check_alone(tmp_path, "5")  # itself, started again
+    with pytest.raises(UserError, match="job 5 works in"):
+        prepare.check_alone(tmp_path, "6")
+    state["5"] = "FAILED"
+    prepare.check_alone(tmp_path, "6")
 
 
 def test_finish_refuses_what_is_no_attempt(tmp_path: Path) -> None:

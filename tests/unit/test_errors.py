@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from pathlib import Path
@@ -52,6 +53,17 @@ def test_interrupt_gives_130(capsys: pytest.CaptureFixture[str]) -> None:
         raise KeyboardInterrupt
 
     assert run_main(main, []) == 130
+
+
+def test_full_disk_is_one_sentence_wherever_it_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    def write(argv: list[str]) -> None:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
+            raise RuntimeError("the picture could not be kept") from error
+
+    assert run_main(write, []) == 64
+    assert "error: the disk is full" in capsys.readouterr().err
 
 
 def test_ending_is_told_once_where_the_scheduler_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
