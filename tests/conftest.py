@@ -3,12 +3,13 @@ tokenizer."""
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,16 @@ def mpirun(tmp_path_factory: pytest.TempPathFactory) -> Mpirun:
         return run_command(command, timeout_s, env)
 
     return start
+
+
+@pytest.fixture(autouse=True)
+def log_levels_as_before() -> Iterator[None]:
+    """Commands that run in this process (doctor, prefetch) quieten loggers; the next test wants to hear them."""
+    names = ("promptist", "huggingface_hub", "diffusers", "open_clip")
+    levels = {name: logging.getLogger(name).level for name in names}
+    yield
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
 
 
 @pytest.fixture(scope="session")

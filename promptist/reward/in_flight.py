@@ -32,34 +32,34 @@ class InFlight:
         self.iteration: int | None = None
         self._rank, self._ranks = rank, ranks
         self._own = self.folder / f"{rank:05d}.jsonl"
-        self._entries: dict[str, tuple[int, Measurement]] = {}
+        self._known: dict[tuple[int, str], Measurement] = {}  # by iteration and address, of attempts before this one
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"the folder {self.folder} cannot be made ({error.strerror}); free the path") from error
 
     def begin(self, iteration: int) -> None:
-        """The first call says where the run starts or resumes: what all ranks measured from there on is known."""
+        """The first call says where the run starts or resumes: what all ranks measured from there on is known, each
+        measurement for the iteration that asked for it. An undisturbed run thus paints all it counts as painted."""
         if self.iteration is None:
             for path in sorted(self.folder.glob("*.jsonl")):
                 for entry in _entries(path):
                     if entry["iteration"] >= iteration:
-                        self._entries[entry["key"]] = entry["iteration"], Measurement(**entry["measurement"])
+                        self._known[entry["iteration"], entry["key"]] = Measurement(**entry["measurement"])
             _cut_torn_line(self._own)
         self.iteration = iteration
 
     def get(self, request: ImageRequest) -> Measurement | None:
         """What an attempt before this one measured; a request that keeps its picture needs one that was kept."""
-        _, found = self._entries.get(self._key(request), (0, None))
+        found = self._known.get((self.iteration or 0, self._key(request)))
         return None if found is None or (request.keep_picture and found.picture is None) else found
 
     def put(self, measurements: Sequence[tuple[ImageRequest, Measurement]]) -> None:
         """Write down new measurements; UserError on a full disk."""
         lines = []
         for request, measurement in measurements:
-            key = self._key(request)
-            self._entries[key] = self.iteration or 0, measurement
-            entry = {"iteration": self.iteration or 0, "key": key, "measurement": asdict(measurement)}
+            address = {"iteration": self.iteration or 0, "key": self._key(request)}
+            entry = {**address, "measurement": asdict(measurement)}
             lines.append(json.dumps(entry) + "\n")
         if not lines:
             return
@@ -77,7 +77,7 @@ class InFlight:
     def forget(self, step: int) -> None:
         """Checkpoint `step` is committed: measurements of the iterations before it are of no more use. Call after a
         barrier: rank 0 removes the files of ranks that exist no more."""
-        self._entries = {key: entry for key, entry in self._entries.items() if entry[0] >= step}
+        self._known = {place: found for place, found in self._known.items() if place[0] >= step}
         kept = [entry for entry in _entries(self._own) if entry["iteration"] >= step]
         temporary = self._own.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
