@@ -74,6 +74,17 @@ def wait_for(condition: Callable[[], bool], timeout_s: float, describe: Callable
 
 
 def attempts(run: Path) -> list[Mapping[str, Any]]:
-    """The records of `promptist/cluster/attempts.py`, oldest first."""
+    """The records of `promptist/cluster/attempts.py`, oldest first.
+
+    Without starts in which MPI itself did not come up (seen once in some hundreds, between MPICH and SLURM's pmi2):
+    they were queued again before the run folder was opened.
+    """
     records = [json.loads(path.read_text(encoding="utf-8")) for path in (run / "attempts").glob("*.json")]
-    return sorted(records, key=lambda record: record["restart"])
+    surplus = len(records) - len(list((run / "logs").glob("attempt_*")))
+    kept = []
+    for record in sorted(records, key=lambda record: record["restart"]):
+        if surplus > 0 and record["outcome"] == "crashed" and record["sentence"] is None:
+            surplus -= 1
+        else:
+            kept.append(record)
+    return kept
