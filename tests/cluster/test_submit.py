@@ -20,7 +20,7 @@ from jobs import submit
 from promptist.cluster import attempts, queue
 from promptist.cluster.site import ClusterConfig, load_site
 from tests.cluster import processes
-from tests.cluster.testbed import Cluster
+from tests.cluster.testbed import REPOSITORY, Cluster
 from tests.helpers_submit import TinyConfigs, make_tiny_configs
 
 TIMEOUT_S = 400  # of what takes half a minute when the machine is free
@@ -113,6 +113,30 @@ def test_pipeline(slurm_environ: Cluster, tiny: TinyConfigs, site: ClusterConfig
     assert f"{tiny.runs}/tiny-sft/export" in (tiny.runs / "tiny-ppo" / "config.yaml").read_text()
     assert attempts.read(run)[-1].job == stages["reduce"][0].job_id
     check_restarted(run, stages["eval"][0])
+
+
+@pytest.mark.parametrize("kind", ["sft", "ppo"])
+def test_time_limit(
+    kind: str, slurm_environ: Cluster, tiny: TinyConfigs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that waits after its second step until SLURM says that its time is nearly over, then goes on by itself."""
+    inject = Path(__file__).parent / "inject"
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(inject), str(REPOSITORY)]))
+    monkeypatch.setenv("PROMPTIST_DEATH", "pause:2")
+    site = load_site("configs/cluster/testbed.yaml", [f"{kind}.time=0:02:00", "ppo.tasks_per_node=2"])
+    more = {"sft": ["sft.steps=4"], "ppo": ["ppo.iterations=3", "ppo.validate_every=3"]}[kind]
+    start = {"sft": submit.sft, "ppo": submit.ppo}[kind]
+    (job,) = start(tiny.sft if kind == "sft" else tiny.ppo, [f"run.name=limit-{kind}", *more], site=site)
+    slurm_environ.wait(job.job_id, "RUNNING")
+    assert slurm_environ.job(job.job_id)["TimeLimit"] == "00:02:00"
+    wait_done([job], slurm_environ)
+    run = tiny.runs / f"limit-{kind}"
+    own = [a for a in attempts.read(run) if not (a.outcome == "crashed" and a.sentence is None)]
+    assert [(a.job, a.outcome, a.from_step, a.step) for a in own] == [
+        (job.job_id, "stopped", None, 2), (job.job_id, "done", 2, own[1].step),
+    ]  # fmt: skip
+    assert (run / "reached").exists() and (run / "done.json").exists()
+    assert job.results() == [0] * job.num_tasks
 
 
 def test_killed_job_is_seen_and_relaunched_by_hand(
