@@ -116,9 +116,7 @@ def test_pipeline(slurm_environ: Cluster, tiny: TinyConfigs, site: ClusterConfig
 
 
 @pytest.mark.parametrize("kind", ["sft", "ppo"])
-def test_time_limit(
-    kind: str, slurm_environ: Cluster, tiny: TinyConfigs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_time_limit(kind: str, slurm_environ: Cluster, tiny: TinyConfigs, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that waits after its second step until SLURM says that its time is nearly over, then goes on by itself."""
     inject = Path(__file__).parent / "inject"
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(inject), str(REPOSITORY)]))
