@@ -1,5 +1,5 @@
-# make demo | cluster-demo | test | check | oracles | install. Each does its own set-up in $(VENV); a second call
-# installs nothing: stamps below $(VENV) are older than setup.py and constraints.txt only when one of those has changed.
+# make demo | cluster-demo | test | test-browser | test-cluster | check | oracles | install. Each does its own set-up in
+# $(VENV); a second call installs nothing: stamps below $(VENV) are older than setup.py and constraints.txt only when one of those has changed.
 # Variables: PYTHON (3.11 or newer), VENV, PIP_ARGS (e.g. an index with CPU-only torch), ARGS (passed to demo or pytest).
 
 PYTHON ?= python3
@@ -17,13 +17,14 @@ export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 export PROMPTIST_ORACLES := $(abspath $(VENV)/oracles)
 
-.PHONY: help install demo cluster-demo test test-cluster check oracles
+.PHONY: help install demo cluster-demo test test-browser test-cluster check oracles
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo          train a prompt optimiser in the miniature world and write its page of pictures'
 	@echo 'make cluster-demo  its PPO, shorter, preempted on a SLURM of three nodes on this host (root; slurm-wlm, munge)'
 	@echo 'make test          unit and distributed tests'
+	@echo 'make test-browser  tests of report and rating page in a headless Chromium (the system'"'"'s)'
 	@echo 'make test-cluster  tests on a real SLURM of several nodes on this host (root; slurm-wlm, munge)'
 	@echo 'make check         ruff and mypy'
 	@echo 'make oracles       old releases of transformers and trl that the tests compare with'
@@ -38,7 +39,10 @@ cluster-demo: $(VENV)/.installed
 	$(BIN)/python -m tests.cluster.demo $(ARGS)
 
 test: $(VENV)/.installed-test $(ORACLE_STAMPS)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not cluster" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not cluster and not browser" $(ARGS)
+
+test-browser: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m "browser and not slow and not gpu" tests/browser $(ARGS)
 
 test-cluster: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "cluster and not slow and not gpu" tests/cluster $(ARGS)
