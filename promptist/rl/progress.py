@@ -109,10 +109,10 @@ def finish(nets: Networks, job: PPOJob, run: RunFolder, world: World, progress: 
             # Past the engine: another number of ranks may have saved it.
             saved = checkpoint.check(checkpoint.path_of(run.checkpoints, progress.best_step))
             nets.export_saved(saved, best)
-            _write_settings(job, best)
+            write_settings(job, best)
     elif world.leads:
         export_policy(nets.reference, nets.reference.state_dict(), nets.tokenizer, best)
-        _write_settings(job, best)
+        write_settings(job, best)
     world.barrier()
     if world.leads:
         summary = {
@@ -135,10 +135,10 @@ def finish(nets: Networks, job: PPOJob, run: RunFolder, world: World, progress: 
 def _export(nets: Networks, job: PPOJob, folder: Path, world: World) -> None:
     nets.export(folder)
     if world.leads:
-        _write_settings(job, folder)
+        write_settings(job, folder)
 
 
-def _write_settings(job: PPOJob, folder: Path) -> None:
+def write_settings(job: PPOJob, folder: Path) -> None:
     """How `promptist optimize` decodes with this model: as validation did."""
     decoding: dict[str, Any] = asdict(job.ppo.validation_decoding)
     settings = {"decoding": decoding, "max_new_tokens": job.ppo.validation_new_tokens}
