@@ -1,8 +1,9 @@
 """Append-only record of finished evaluation work, addressed by content.
 
 One JSONL file per attempt and rank. A rewrite is stored under (model fingerprint, x), an image under (painter
-fingerprint, what was painted, x, k). So whatever changed between two attempts (a retrained model, more images, other
-prompts, another number of ranks or shards), exactly the work that is missing is done, and nothing stale is read.
+fingerprint, what was painted, x, k), a log-ratio under (model fingerprint, reference fingerprint, x), a length under
+(tokenizer fingerprint, text). So whatever changed between two attempts (a retrained model, more images, other prompts,
+another number of ranks or shards), exactly the work that is missing is done, and nothing stale is read.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 
 ImageKey = tuple[str, str, str, int]
 RewriteKey = tuple[str, str]
+RatioKey = tuple[str, str, str]
+LengthKey = tuple[str, str]
 
 
 class Store:
@@ -34,6 +37,8 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         self.images: dict[ImageKey, Measurement] = {}
         self.rewrites: dict[RewriteKey, str] = {}
+        self.ratios: dict[RatioKey, float] = {}
+        self.lengths: dict[LengthKey, int] = {}
         self.added: list[str] = []
         for path in sorted(folder.glob("*.jsonl")):
             for line in _complete_lines(path):
@@ -49,6 +54,14 @@ class Store:
     def add_rewrites(self, model: str, rewrites: dict[str, str]) -> None:
         """`rewrites` maps x to y, both stripped, for the model with that fingerprint."""
         self._append([{"model": model, "x": x, "y": y} for x, y in rewrites.items()])
+
+    def add_ratios(self, model: str, reference: str, ratios: dict[str, float]) -> None:
+        """`ratios` maps x to log pi(y|x) - log pi_reference(y|x) of the rewrite y by the model, in nats."""
+        self._append([{"model": model, "reference": reference, "x": x, "nats": v} for x, v in ratios.items()])
+
+    def add_lengths(self, tokenizer: str, lengths: dict[str, int]) -> None:
+        """`lengths` maps a text to its number of tokens."""
+        self._append([{"tokenizer": tokenizer, "text": text, "tokens": n} for text, n in lengths.items()])
 
     def add_images(self, images: dict[ImageKey, Measurement]) -> None:
         self._append(
@@ -80,13 +93,15 @@ class Store:
             log.warning("%s holds a broken line: what it recorded is done again", path)
 
     def _remember(self, entry: dict[str, Any]) -> None:
-        if "model" in entry:
+        if "reference" in entry:
+            self.ratios[entry["model"], entry["reference"], entry["x"]] = float(entry["nats"])
+        elif "tokenizer" in entry:
+            self.lengths[entry["tokenizer"], entry["text"]] = int(entry["tokens"])
+        elif "model" in entry:
             self.rewrites[entry["model"], entry["x"]] = entry["y"]
         else:
             key = (entry["painter"], entry["painted"], entry["source"], entry["k"])
-            self.images[key] = Measurement(
-                entry["cosine"], entry["aesthetic"], entry["extra"], entry["picture"]
-            )
+            self.images[key] = Measurement(entry["cosine"], entry["aesthetic"], entry["extra"], entry["picture"])
 
 
 def _complete_lines(path: Path) -> list[bytes]:
