@@ -36,8 +36,10 @@ def test_words_part_at_hyphens_and_keep_units() -> None:
     [
         ("cat", "cats"), ("house", "houses"), ("glass", "glasses"), ("box", "boxes"), ("church", "churches"),
         ("pony", "ponies"), ("zombie", "zombies"), ("tomato", "tomatoes"), ("shoe", "shoes"),
-        ("moustache", "moustaches"),        ("bus", "buses"), ("horse", "horses"), ("prize", "prizes"), ("pie", "pies"), ("axe", "axes"),
-        ("brush", "brushes"),        ("cat", "cat's"), ("tree", "trees"), ("plane", "planes"),
+        ("moustache", "moustaches"),
+        ("bus", "buses"), ("horse", "horses"), ("prize", "prizes"), ("pie", "pies"), ("axe", "axes"),
+        ("brush", "brushes"),
+        ("cat", "cat's"), ("tree", "trees"), ("plane", "planes"),
     ],
 )  # fmt: skip
 def test_regular_plurals_are_one_word(one: str, many: str) -> None:
