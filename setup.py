@@ -31,6 +31,7 @@ INSTALL_REQUIRES = [
     "pillow>=10",  # pictures
     "numpy>=2.0,<3",  # a float32 array times a Python float stays float32, scalars included (NEP 50)
     "scipy>=1.15",  # paired tests and intervals; bootstrap(rng=) appeared in 1.15
+    "krippendorff>=0.9,<1",  # agreement of human raters; takes value counts, and may change its interface until 1.0
     "tqdm>=4.60",  # progress bars of long trainings
 ]
 
@@ -60,7 +61,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",  # diffusers 0.42 needs it
     packages=find_packages(include=["promptist", "promptist.*", "jobs"]),
-    package_data={"promptist.synthetic": ["assets/**"]},
+    package_data={"promptist.synthetic": ["assets/**"], "promptist.humaneval": ["page/*"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
     entry_points={"console_scripts": ["promptist = promptist.cli:main"]},

@@ -13,7 +13,11 @@ from promptist import __version__
 from promptist.errors import UserError, run_main
 
 # Verbs whose options are parsed by the function that does the work.
-_DELEGATED = {"demo": ("promptist.demo", "run"), "world": ("promptist.synthetic.cli", "main")}
+_DELEGATED = {
+    "demo": ("promptist.demo", "run"),
+    "world": ("promptist.synthetic.cli", "main"),
+    "humaneval": ("promptist.humaneval.cli", "main"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     prefetch.set_defaults(run=_prefetch)
 
     verbs.add_parser("world", add_help=False, help="the miniature world: train, quality, show")
+    verbs.add_parser("humaneval", add_help=False, help="blinded human ratings of an evaluation's pictures: make, score")
     return parser
 
 
