@@ -22,16 +22,17 @@ def added(x: str, y: str) -> list[str]:
     content. Where y lacks a content word of x, that clause may say it in other words ("home" for "house"), and adds
     nothing; else its further words are added, as in "a red boat in dramatic light".
     """
-    known = _content(x)
-    parts = clauses(y)
-    shared = [len(_content(part) & known) for part in parts]
+    known: set[str] = set().union(*(_content(words(part)) for part in clauses(x)))
+    parts = [words(part) for part in clauses(y)]
+    contents = [_content(part) for part in parts]
+    shared = [len(content & known) for content in contents]
     own = shared.index(max(shared)) if any(shared) else None
-    reworded = bool(known - _content(y))
+    reworded = not known.issubset(set().union(*contents))
     found: dict[str, None] = {}
     for i, part in enumerate(parts):
         if i == own and reworded:
             continue
-        left = [word for word in words(part) if _says_nothing(word) or stem(word) not in known]
+        left = [word for word in part if _says_nothing(word) or stem(word) not in known]
         while left and is_stop_word(left[0]):
             left.pop(0)
         while left and is_stop_word(left[-1]):
@@ -41,8 +42,8 @@ def added(x: str, y: str) -> list[str]:
     return list(found)
 
 
-def _content(text: str) -> set[str]:
-    return {stem(word) for part in clauses(text) for word in words(part) if not _says_nothing(word)}
+def _content(row: list[str]) -> set[str]:
+    return {stem(word) for word in row if not _says_nothing(word)}
 
 
 def _says_nothing(word: str) -> bool:

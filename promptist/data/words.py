@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from functools import cache
+from functools import cache, lru_cache
 
 NEGATIONS = frozenset((
     "no", "not", "without", "never", "neither", "nor", "cannot", "cant", "dont", "doesnt", "isnt",
@@ -59,6 +59,7 @@ def words(clause: str) -> list[str]:
     return _WORD.findall(clause.replace("no one", "nobody"))
 
 
+@lru_cache(maxsize=2**16)
 def stem(word: str) -> str:
     """The form in which a word is compared: without `'s` and a regular plural ending.
 

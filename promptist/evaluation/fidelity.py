@@ -203,7 +203,7 @@ def _stems(text: str) -> list[str]:
     return [stem(word) for clause in clauses(text) for word in words(clause)]
 
 
-def _share(wanted: set, kept: set) -> float:  # type: ignore[type-arg]
+def _share(wanted: set, kept: set) -> float:
     return len(wanted & kept) / len(wanted) if wanted else 1.0
 
 

@@ -344,7 +344,7 @@ USER = MethodConfig("user", "user")
         ([USER, MethodConfig("sft", "model")], "needs a `path`"),
         ([USER, MethodConfig("human", "human", "x")], "takes no `path`"),
         ([USER, MethodConfig("a", "model", "x"), MethodConfig("a", "model", "y")], "stands twice"),
-        ([USER, MethodConfig("a", "suffix", "x")], "use one of"),
+        ([USER, MethodConfig("a", "other", "x")], "use one of"),
         ([USER, MethodConfig("a/b", "model", "x")], "letters"),
         ([USER, MethodConfig("all", "model", "x")], "nor is one called"),
         ([USER, MethodConfig("people", "human")], "bear their kind"),
