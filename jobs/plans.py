@@ -110,7 +110,9 @@ def plan_pipeline(
     from promptist.optimize import RewriteSettings
 
     # What the exports will say of themselves: that of SFT nothing, that of PPO how it was validated.
-    ppo_settings = RewriteSettings(ppo_job.ppo.validation_decoding, ppo_job.ppo.validation_new_tokens)
+    ppo_settings = RewriteSettings(
+        ppo_job.ppo.validation_decoding, ppo_job.ppo.validation_new_tokens, ppo_job.ppo.validation_pick
+    )
     _check_evaluation(eval_job, site, made={sft_run: RewriteSettings(), runs["ppo"]: ppo_settings})
     return [
         _stage((Work(sft_run, "sft", sft_job),), site, sft_roles),

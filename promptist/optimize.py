@@ -2,7 +2,7 @@
 
 Decoding is that of the authors' demo: beam search, 8 beams, length penalty -1.0 (their score divides by
 length ** -1, so it favours short rewrites), at most 75 new tokens. A model folder may say otherwise in
-`promptist.json`: `{"decoding": {...}, "max_new_tokens": 40}`.
+`promptist.json`: `{"decoding": {...}, "max_new_tokens": 40, "pick": "hash"}`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, Literal, overload
 from promptist.data.text import decode_response, effective_prompt, load_tokenizer, prompt_ids
 from promptist.decoding.config import DecodingConfig
 from promptist.decoding.decode import decode, pad_batch
+from promptist.decoding.pick import PICK_SEED, Pick, asked_for, check_pick, place_of
 from promptist.errors import UserError
 
 SETTINGS = "promptist.json"
@@ -29,12 +30,20 @@ def _demo_decoding() -> DecodingConfig:
 
 @dataclass
 class RewriteSettings:
-    """How a model's rewrites are decoded; the contents of `promptist.json`."""
+    """How a model's rewrites are decoded; the contents of `promptist.json`.
+
+    `pick`: of the beams of a prompt, `best` takes the one the search ranks first, `hash` one that prompt text and
+    `pick_seed` decide (docs/remedies.md): different prompts get beams of different ranks, the same prompt always the
+    same one.
+    """
 
     decoding: DecodingConfig = field(default_factory=_demo_decoding)
     max_new_tokens: int = 75
+    pick: Pick = "best"
+    pick_seed: int = PICK_SEED
 
     def __post_init__(self) -> None:
+        check_pick("pick", self.pick, self.decoding)
         if self.decoding.method == "sample":
             raise UserError(
                 "a rewrite must not depend on chance: use method beam, diverse_beam or greedy, not sample"
@@ -133,6 +142,8 @@ class Promptist:
             settings.max_new_tokens,
             self.batch,
             progress,
+            settings.pick,
+            settings.pick_seed,
         )
 
 
@@ -144,8 +155,11 @@ def rewrite_all(
     max_new_tokens: int,
     batch: int = BATCH,
     progress: Callable[[int], object] | None = None,
+    pick: Pick = "best",
+    pick_seed: int = PICK_SEED,
 ) -> list[str]:
-    """The first rewrite of each prompt by `decoding` (not `sample`), "" where the model writes nothing.
+    """The rewrite of each prompt by `decoding` (not `sample`): the first response or, by `hash`, the one `place_of`
+    names; "" where the model writes nothing.
 
     A prompt's padded length comes from its own length, and every batch has `batch` rows: in float32 on a
     CPU a rewrite depends on its prompt alone, bit for bit. `progress(n)` is called after every n more
@@ -158,17 +172,18 @@ def rewrite_all(
     eos = int(tokenizer.eos_token_id)
     device = next(model.parameters()).device
     rewrites = [""] * len(encoded)
+    count = asked_for(pick, decoding)
     for length, places in by_length.items():
         for start in range(0, len(places), batch):
             chunk = places[start : start + batch]
             input_ids, mask = pad_batch([encoded[place] for place in chunk], batch, length, eos)
             found = decode(
-                model, input_ids.to(device), mask.to(device), max_new_tokens, decoding, eos, eos, num_return=1
+                model, input_ids.to(device), mask.to(device), max_new_tokens, decoding, eos, eos, num_return=count
             )
-            for place, sequence, end in zip(
-                chunk, found.sequences[:, 0].tolist(), found.lengths[:, 0].tolist(), strict=False
-            ):
-                rewrites[place] = decode_response(tokenizer, sequence[:end])
+            for i, place in enumerate(chunk):
+                beam = place_of(pick, count, pick_seed, prompts[place])
+                response = found.sequences[i, beam, : found.lengths[i, beam]].tolist()
+                rewrites[place] = decode_response(tokenizer, response)
             if progress:
                 progress(len(chunk))
     return rewrites

@@ -1,6 +1,7 @@
-"""How raw measurements become the score of a rewrite (Hao et al. 2023, section 2.2, equations 2 to 4).
+"""How raw measurements become the score of a rewrite (Hao et al. 2023, section 2.2, equations 2 to 4), and the two
+remedies that act on it (docs/remedies.md).
 
-Pure arithmetic on the training side, so that a changed slope, offset or weight repaints nothing.
+Pure arithmetic on the training side, so that a changed slope, offset, weight or gate repaints nothing.
 """
 
 from __future__ import annotations
@@ -13,18 +14,37 @@ from promptist.errors import UserError
 
 
 @dataclass
+class GateConfig:
+    """The relevance gate: an aesthetic gain counts in full where the picture of y is as relevant to x as the plain
+    prompt's picture, not at all where its cosine is `tolerance` lower, and in proportion between.
+    """
+
+    tolerance: float
+
+    def __post_init__(self) -> None:
+        if not self.tolerance > 0:
+            raise UserError(
+                f"reward.terms.gate.tolerance is {self.tolerance}; it must be above 0: the drop in cosine over which "
+                "the credit falls to nothing, such as the standard deviation of plain prompts' cosines"
+            )
+
+
+@dataclass
 class TermsConfig:
-    """The relevance hinge and the pictures of a prompt.
+    """The relevance hinge, the pictures of a prompt, and the remedies, which are off by default.
 
     `slope`, `offset`: relevance = min(slope * cosine - offset, 0). The defaults belong to CLIP ViT-L/14 (zero
     at cosine 0.28); another CLIP needs its own. `images` pictures per prompt, their noises drawn from a
-    `bank` of that many keys.
+    `bank` of that many keys. `gate`: see there; `fidelity`: reward per unit of cosine that the picture of y has more
+    than the plain prompt's (paid where it has less). Both change what is learned from, never the score.
     """
 
     slope: float = 20.0
     offset: float = 5.6
     images: int = 3
     bank: int = 16
+    gate: GateConfig | None = None
+    fidelity: float = 0.0
 
     def __post_init__(self) -> None:
         if self.slope <= 0:
@@ -40,6 +60,15 @@ class TermsConfig:
                 f"reward.terms.bank is {self.bank} and reward.terms.images {self.images}; "
                 "the pictures of a prompt have distinct noises, so the bank must hold at least as many"
             )
+        if not self.fidelity >= 0:
+            raise UserError(
+                f"reward.terms.fidelity is {self.fidelity}; it must not be negative, 0 switches it off"
+            )
+
+    @property
+    def remedied(self) -> bool:
+        """Whether training learns from something else than the paper's score."""
+        return self.gate is not None or self.fidelity > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +103,36 @@ def combine(
     f_relevance = fmean(relevance(cosine, terms) for cosine in cosine_y)
     f_aesthetic = fmean(y - x for y, x in zip(aesthetic_y, aesthetic_x, strict=True))
     return Score(score=f_aesthetic + f_relevance, aesthetic=f_aesthetic, relevance=f_relevance)
+
+
+def gated(gain: float, change: float, gate: GateConfig) -> float:
+    """The aesthetic gain of one picture that counts: `gain * min(max(1 + change / tolerance, 0), 1)`; a loss counts in
+    full. `change`: the cosine of the picture of y with x, less that of the picture of x at the same noise.
+    """
+    return gain if gain <= 0 else gain * min(max(1.0 + change / gate.tolerance, 0.0), 1.0)
+
+
+def learned_score(
+    cosine_y: Sequence[float],
+    aesthetic_y: Sequence[float],
+    cosine_x: Sequence[float],
+    aesthetic_x: Sequence[float],
+    terms: TermsConfig,
+) -> float:
+    """What training learns from: the score of `combine`, with the gate and the fidelity term where they are on.
+
+    cosine_x [K]: pictures of x against x, at the noises of the others. Both act per picture, before the mean.
+    ValueError where the lengths differ or are 0.
+    """
+    plain = combine(cosine_y, aesthetic_y, aesthetic_x, terms)
+    if not terms.remedied:
+        return plain.score
+    changes = [y - x for y, x in zip(cosine_y, cosine_x, strict=True)]
+    credit = plain.aesthetic
+    if terms.gate is not None:
+        gains = [y - x for y, x in zip(aesthetic_y, aesthetic_x, strict=True)]
+        credit = fmean(gated(gain, change, terms.gate) for gain, change in zip(gains, changes, strict=True))
+    return credit + plain.relevance + terms.fidelity * fmean(changes)
 
 
 def noise_keys(seed: int, *visit: str | int, images: int, bank: int) -> list[int]:

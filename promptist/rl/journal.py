@@ -16,7 +16,7 @@ from statistics import fmean
 
 from promptist.cluster.metrics import progress_line
 from promptist.cluster.run_folder import write_atomically
-from promptist.reward.terms import Score, TermsConfig, combine
+from promptist.reward.terms import Score, TermsConfig, combine, learned_score
 from promptist.rl.records import Rollout, text_metrics, write_rollouts
 
 
@@ -74,11 +74,22 @@ def score_of(rollout: Rollout, terms: TermsConfig) -> Score:
     return combine(rollout.cosine_y, rollout.aesthetic_y, rollout.aesthetic_x, terms)
 
 
+def learned_of(rollout: Rollout, terms: TermsConfig) -> float:
+    """What training learns from a measured rollout: its score, unless a remedy is on in `reward.terms`."""
+    return learned_score(rollout.cosine_y, rollout.aesthetic_y, rollout.cosine_x, rollout.aesthetic_x, terms)
+
+
+def cosine_change(rollout: Rollout) -> float:
+    """How much more relevant to x the pictures of y are than those of x at the same noises: a difference of cosines."""
+    return fmean(rollout.cosine_y) - fmean(rollout.cosine_x)
+
+
 def rollout_metrics(rollouts: Sequence[Rollout], terms: TermsConfig, kl_coef: float) -> dict[str, float]:
     """Means over the measured rollouts of all ranks, in the order of their rows.
 
     `reward` is the paper's R = score - kl_coef * KL, `score` = `aesthetic` + `relevance`, `cosine` CLIP's of
-    x and the pictures of y; the others are those of `text_metrics`.
+    x and the pictures of y, `cosine_change` the same less that of x and its own pictures; the others are those
+    of `text_metrics`.
     """
     rollouts = sorted(rollouts, key=lambda r: r.row)
     scores = [score_of(r, terms) for r in rollouts]
@@ -90,6 +101,7 @@ def rollout_metrics(rollouts: Sequence[Rollout], terms: TermsConfig, kl_coef: fl
         "aesthetic": fmean(s.aesthetic for s in scores),
         "relevance": fmean(s.relevance for s in scores),
         "cosine": fmean(fmean(r.cosine_y) for r in rollouts),
+        "cosine_change": fmean(map(cosine_change, rollouts)),
         **text,
     }
 

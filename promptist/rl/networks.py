@@ -24,11 +24,12 @@ from promptist.rl.inputs import check_positions
 class Networks:
     """All three start from the SFT model in `model.path`; the reference is a copy of its own and never moves.
 
-    `policy` and `value` are DeepSpeed engines with an optimiser and a schedule each, stepped once per epoch.
+    `policy` and `value` are DeepSpeed engines with an optimiser and a schedule each, stepped once per epoch. With the
+    group baseline there is no value network (None).
     """
 
     policy: Any
-    value: Any
+    value: Any | None
     reference: nn.Module
     tokenizer: Any
     device: torch.device
@@ -42,10 +43,11 @@ class Networks:
         steps = job.ppo.iterations * job.ppo.epochs
         policy = load_policy(job.model, job.run.seed)
         check_positions(job, policy.config)
-        value = load_value(job.model, job.value, job.run.seed)
+        value = load_value(job.model, job.value, job.run.seed) if job.ppo.baseline == "value" else None
+        value_optimizer = job.value_optimizer or job.optimizer
         return cls(
             policy=build_engine(policy, job.optimizer, job.zero, steps, accumulation),
-            value=build_engine(value, job.value_optimizer or job.optimizer, job.zero, steps, accumulation),
+            value=value and build_engine(value, value_optimizer, job.zero, steps, accumulation),
             reference=load_reference(job.model).to(device),
             tokenizer=tokenizer,
             device=device,
@@ -58,14 +60,16 @@ class Networks:
             yield module
 
     def save(self, folder: Path) -> None:
-        """Both engines into a checkpoint folder. Collective."""
+        """The engines into a checkpoint folder. Collective."""
         save_engine(self.policy, folder / "policy")
-        save_engine(self.value, folder / "value")
+        if self.value is not None:
+            save_engine(self.value, folder / "value")
 
     def load(self, folder: Path) -> None:
-        """Both engines from a checkpoint folder. Collective."""
+        """The engines from a checkpoint folder. Collective."""
         load_engine(self.policy, folder / "policy")
-        load_engine(self.value, folder / "value")
+        if self.value is not None:
+            load_engine(self.value, folder / "value")
 
     def export(self, folder: Path) -> None:
         """The policy as a Hugging Face folder. Collective; the first rank writes."""

@@ -24,6 +24,7 @@ __all__ = [
     "TokenSum",
     "gae",
     "kl_per_token",
+    "leave_one_out",
     "length_mask",
     "mean_and_variance",
     "moments",
@@ -83,6 +84,19 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
         next_value = values[:, t]
         advantages[:, t] = next_advantage
     return advantages, advantages + values
+
+
+def leave_one_out(returns: Tensor, group: int) -> Tensor:
+    """The advantage of each of N rewrites over the mean of the others of its prompt: `G_i - mean_{j != i} G_j`, `[N]`
+    (RLOO: Kool et al. 2019; Ahmadian et al. 2024, eq. 7).
+
+    returns `[N]`: `group` rewrites of one prompt after those of another. Raises ValueError where N does not divide.
+    """
+    if group < 2 or len(returns) % group:
+        raise ValueError(f"{len(returns)} rewrites are no groups of {group}, or too small ones to leave one out")
+    of_prompt = returns.view(-1, group)
+    others = (of_prompt.sum(dim=1, keepdim=True) - of_prompt) / (group - 1)
+    return (of_prompt - others).view(-1)
 
 
 def moments(values: Tensor, mask: Tensor) -> Tensor:

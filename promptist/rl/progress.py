@@ -27,7 +27,8 @@ PACE_MEMORY = 0.9
 
 @dataclass
 class Progress:
-    """Finished iterations and the best validation so far; `best_step` 0 is the SFT model.
+    """Finished iterations, the best validation so far (`best_step` 0 is the SFT model), and the KL coefficient of the
+    next iteration.
 
     Everything else a run needs to go on is in the engines or a pure function of seed and iteration: order of
     the prompts, length draws, picked beams and noises.
@@ -36,6 +37,7 @@ class Progress:
     step: int = 0
     best_step: int | None = None
     best_score: float | None = None
+    kl_coef: float = 0.0
     seconds_per_step: float | None = field(default=None, compare=False)
 
     def consider(self, step: int, score: float) -> bool:
@@ -61,16 +63,16 @@ def newest(run: RunFolder, world: World) -> Path | None:
     return world.share(elastic.find_to_resume(run.checkpoints, world.group_size, "ppo") if world.leads else None)
 
 
-def resume(found: Path | None, nets: Networks, metrics_log: MetricLog) -> Progress:
+def resume(found: Path | None, nets: Networks, metrics_log: MetricLog, kl_coef: float) -> Progress:
     """Load `found` into the engines, cut metrics and rollouts back to it, and say how far the run is
-    (collective)."""
+    (collective). `kl_coef`: that of the first iteration."""
     if found is None:
         metrics_log.cut_back(-1)  # an attempt that died before its first checkpoint may have left some
-        return Progress()
+        return Progress(kl_coef=kl_coef)
     state = checkpoint.read_state(found)
     nets.load(found)
     metrics_log.cut_back(state["step"])
-    progress = Progress(**{name: state[name] for name in ("step", "best_step", "best_score")})
+    progress = Progress(**{name: state[name] for name in ("step", "best_step", "best_score", "kl_coef")})
     log.info("resumed from %s, best validation %s at step %s", found, progress.best_score, progress.best_step)
     return progress
 
@@ -141,5 +143,5 @@ def _export(nets: Networks, job: PPOJob, folder: Path, world: World) -> None:
 def write_settings(job: PPOJob, folder: Path) -> None:
     """How `promptist optimize` decodes with this model: as validation did."""
     decoding: dict[str, Any] = asdict(job.ppo.validation_decoding)
-    settings = {"decoding": decoding, "max_new_tokens": job.ppo.validation_new_tokens}
+    settings = {"decoding": decoding, "max_new_tokens": job.ppo.validation_new_tokens, "pick": job.ppo.validation_pick}
     write_atomically(folder / "promptist.json", json.dumps(settings, indent=1) + "\n")

@@ -25,7 +25,7 @@ class PromptStream:
         self._tokenizer = tokenizer
         self.order = Order(
             [len(prompts) for prompts in sources],
-            job.ppo.batch,
+            job.ppo.batch // job.ppo.group,
             job.run.seed,
             [source.weight for source in job.data.prompts],
         )

@@ -8,12 +8,15 @@ every token, and the *raw* measurements of every picture. Terms, hinges and weig
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+
+from promptist.data.modifiers import modifiers
 
 FinishReason = Literal["eos", "length"]
 
@@ -22,8 +25,10 @@ FinishReason = Literal["eos", "length"]
 class Rollout:
     """One prompt and the rewrite the policy of `policy_version` gave it.
 
-    `row` is the global place in the iteration's batch (`0..batch-1`, the same under every number of ranks).
-    The per-token lists have the length of `response_ids`, EOS included; the per-picture lists the length of
+    `row` is the global place in the iteration's batch (`0..batch-1`, the same under every number of ranks); the
+    `ppo.group` rewrites of one prompt stand one after the other.
+    The per-token lists have the length of `response_ids`, EOS included (`values` is empty without a value network);
+    the per-picture lists the length of
     `ks`, entry i belonging to the noise `ks[i]`. `policy_version` counts finished iterations: 0 is the SFT
     model. Log-probabilities are in nats.
     """
@@ -75,7 +80,8 @@ def text_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
 
     `kl` is the mean over sequences of the sum over response tokens (nats); `kl_per_token` the mean over all
     tokens; `distinct` the share of different rewrites; `distinct_suffix` the share of different additions (1
-    means no two rewrites added the same words).
+    means no two rewrites added the same words); `top_suffix` the share of rewrites that make the most frequent
+    addition, as an unordered set of modifiers (adding nothing is one, too).
     """
     n = len(rollouts)
     lengths = [len(r.response_ids) for r in rollouts]
@@ -88,6 +94,7 @@ def text_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
         "eos": sum(r.finish_reason == "eos" for r in rollouts) / n,
         "distinct": len({r.y for r in rollouts}) / n,
         "distinct_suffix": len({suffix(r.x, r.y) for r in rollouts}) / n,
+        "top_suffix": max(Counter(modifiers(r.x, r.y) for r in rollouts).values()) / n,
     }
 
 

@@ -33,7 +33,7 @@ WIDTH_STEP = 8
 
 @dataclass(frozen=True)
 class PromptRow:
-    """A prompt in its place of the iteration's global batch."""
+    """A prompt in its place among those of the iteration, of all ranks."""
 
     row: int
     x: str
@@ -85,7 +85,8 @@ class Batch:
 def roll_out(
     nets: Networks, job: PPOJob, iteration: int, rows: Sequence[PromptRow], prompt_width: int, new_tokens: int
 ) -> Generator[list[Rollout], None, None]:
-    """Decode this rank's `rows` in chunks of one shape and pick one beam of each at random.
+    """Decode this rank's `rows` in chunks of one shape and pick one beam of each at random, or `ppo.group` different
+    ones, which share the prompt's noises.
 
     Yields the rollouts of each chunk as soon as they are there, so that their pictures can be asked for while
     the next chunk is decoded. `prompt_width`: columns of the padded prompts; `new_tokens`: the iteration's
@@ -93,7 +94,7 @@ def roll_out(
     """
     tokenizer, seed = nets.tokenizer, job.run.seed
     eos = int(tokenizer.eos_token_id)
-    terms, sampling = job.reward.terms, job.decoding.method == "sample"
+    terms, sampling, group = job.reward.terms, job.decoding.method == "sample", job.ppo.group
     with nets.decoder() as model:
         for start in range(0, len(rows), job.ppo.chunk):
             chunk = rows[start : start + job.ppo.chunk]
@@ -106,7 +107,7 @@ def roll_out(
                 job.decoding,
                 eos,
                 eos,
-                candidates(job.decoding),
+                candidates(job.decoding, group),
                 keys=[(seed, "sample", iteration, row.row) for row in chunk] if sampling else None,
             )
             sequences, ends, ended = (
@@ -114,29 +115,37 @@ def roll_out(
             )
             rollouts = []
             for i, row in enumerate(chunk):
-                beam = rng.integer(0, len(ends[i]) - 1, seed, "pick-beam", iteration, row.row)
-                response = sequences[i][beam][: ends[i][beam]]
                 ks = noise_keys(seed, iteration, row.row, images=terms.images, bank=terms.bank)
-                rollouts.append(
-                    Rollout(
-                        row=row.row,
-                        iteration=iteration,
-                        x=row.x,
-                        y=decode_response(tokenizer, response),
-                        prompt_ids=row.ids,
-                        response_ids=response,
-                        finish_reason="eos" if ended[i][beam] else "length",
-                        policy_version=iteration,
-                        ks=ks,
+                beams = pick_beams(len(ends[i]), group, seed, iteration, row.row)
+                for place, beam in enumerate(beams):
+                    response = sequences[i][beam][: ends[i][beam]]
+                    rollouts.append(
+                        Rollout(
+                            row=row.row * group + place,
+                            iteration=iteration,
+                            x=row.x,
+                            y=decode_response(tokenizer, response),
+                            prompt_ids=row.ids,
+                            response_ids=response,
+                            finish_reason="eos" if ended[i][beam] else "length",
+                            policy_version=iteration,
+                            ks=ks,
+                        )
                     )
-                )
             yield rollouts
 
 
-def candidates(decoding: DecodingConfig) -> int:
-    """How many rewrites of a prompt the pick is made from: all beams, or the one sample or greedy
-    response."""
-    return decoding.beams if decoding.method in ("beam", "diverse_beam") else 1
+def candidates(decoding: DecodingConfig, group: int) -> int:
+    """How many rewrites of a prompt the pick is made from: all beams, as many samples as are wanted, or the one
+    greedy response."""
+    return {"beam": decoding.beams, "diverse_beam": decoding.beams, "sample": group}.get(decoding.method, 1)
+
+
+def pick_beams(count: int, group: int, seed: int, iteration: int, row: int) -> list[int]:
+    """Places of the `group` beams, of `count`, that prompt `row` of the iteration is rolled out with, all different."""
+    if group == 1:
+        return [rng.integer(0, count - 1, seed, "pick-beam", iteration, row)]
+    return [int(beam) for beam in rng.permutation(count, seed, "pick-beams", iteration, row)[:group]]
 
 
 def requests_of(rollout: Rollout, namespace: str, keep: bool) -> list[ImageRequest]:
@@ -190,13 +199,15 @@ def ask_networks(nets: Networks, batch: Batch, micro_batch: int) -> Iterator[Non
     for part in batch.split(micro_batch):
         part.logprobs[:], part.entropy[:] = logprobs_and_entropy(nets.policy, *part.layout)
         part.ref_logprobs[:], _ = logprobs_and_entropy(nets.reference, *part.layout)
-        part.values[:] = forward_values(nets.value, *part.layout)
+        if nets.value is not None:
+            part.values[:] = forward_values(nets.value, *part.layout)
         yield
 
 
-def enter_tokens(rollouts: Sequence[Rollout], batch: Batch) -> None:
-    """Copy what the networks said about each token from the tensors into the records."""
-    for name in ("logprobs", "ref_logprobs", "values"):
+def enter_tokens(rollouts: Sequence[Rollout], batch: Batch, valued: bool = True) -> None:
+    """Copy what the networks said about each token from the tensors into the records; `valued`: a value network is
+    among them."""
+    for name in ("logprobs", "ref_logprobs", *(["values"] if valued else [])):
         for rollout, figures in zip(rollouts, getattr(batch, name).tolist(), strict=True):
             setattr(rollout, name, figures[: len(rollout.response_ids)])
 

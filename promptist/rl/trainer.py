@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import closing
+from statistics import fmean
 
 import torch
 
@@ -26,6 +27,7 @@ from promptist.rl.networks import Networks
 from promptist.rl.progress import finish, newest, resume, save
 from promptist.rl.prompts import PromptStream
 from promptist.rl.records import Rollout
+from promptist.rl.remedies import learned_scores, next_kl_coef
 from promptist.rl.rollout import (
     Batch,
     ask_networks,
@@ -56,7 +58,7 @@ def train(job: PPOJob, world: World, run: RunFolder, stop: Preemption, device: t
     client = connect(world, job.reward, run.path)
     nets = Networks.build(job, tokenizer, device, job.per_rank(world.group_size) // job.zero.micro_batch)
     metric_log = MetricLog(run.path, job.logging, world.group_rank)
-    progress = resume(resume_from, nets, metric_log)
+    progress = resume(resume_from, nets, metric_log, ppo.kl_coef)
     committed = None if resume_from is None else progress.step
     saving_s = 0.0
 
@@ -96,21 +98,27 @@ def train(job: PPOJob, world: World, run: RunFolder, stop: Preemption, device: t
             log.info("stopped by a signal in iteration %d; the same command goes on from step %d", step, iteration)
             break
 
+        everyone = gather(rollouts)
+        metrics = journal.rollout_metrics(everyone, job.reward.terms, progress.kl_coef)
         with watch.phase("update"):
-            scores = [journal.score_of(r, job.reward.terms).score for r in rollouts]
-            learned = assign_advantages(batch, scores, ppo)
+            scores = learned_scores(everyone, job.reward.terms, ppo.diversity_coef)
+            own = [scores[r.row] for r in rollouts]
+            learned = assign_advantages(batch, own, ppo, progress.kl_coef)
             learned |= update(nets, batch, job.zero.micro_batch, ppo, first_step=iteration * ppo.epochs)
         progress.step = step
 
-        everyone = gather(rollouts)
-        metrics = {
-            **journal.rollout_metrics(everyone, job.reward.terms, ppo.kl_coef),
+        metrics |= {
             "entropy": total(float(batch.entropy.sum()), device) / total(batch.tokens, device),
             **learned,
             "new_tokens": new_tokens,
             "visits": prompts.order.epoch(step),
             **journal.painting_metrics(gather([painting])),
         }
+        if job.reward.terms.remedied or ppo.diversity_coef > 0:
+            metrics["learned"] = fmean(scores)
+        if ppo.kl_target is not None:
+            metrics["kl_coef"] = progress.kl_coef
+            progress.kl_coef = next_kl_coef(progress.kl_coef, metrics["kl"], ppo.kl_target, ppo.batch, ppo.kl_horizon)
         if step == ppo.iterations or journal.is_due(step, ppo.validate_every):
             with watch.phase("validate"):
                 metrics |= validation(nets, client, step)
@@ -179,7 +187,7 @@ def collect_rollouts(
         for _ in ask_networks(nets, batch, job.zero.micro_batch):
             client.poll()
             check_stop()
-        enter_tokens(rollouts, batch)
+        enter_tokens(rollouts, batch, valued=nets.value is not None)
 
     with watch.phase("wait"):
         for i, (rollout, asked) in enumerate(zip(rollouts, tickets, strict=True)):

@@ -23,12 +23,15 @@ from promptist.rl.networks import Networks
 from promptist.rl.rollout import Batch
 
 
-def assign_advantages(batch: Batch, scores: Sequence[float], config: PPOConfig) -> dict[str, float]:
+def assign_advantages(
+    batch: Batch, scores: Sequence[float], config: PPOConfig, kl_coef: float
+) -> dict[str, float]:
     """Fill in `batch.advantages` and `batch.returns` from the scores of this rank's rollouts (collective).
 
     Per-token rewards -> GAE -> whitening with the mean and variance over the real tokens of all ranks.
     Returns `explained_variance`, 1 - Var(returns - values) / Var(returns) of the value network before the
-    update.
+    update. With the group baseline every token of a rewrite gets the rewrite's whole return, score - kl_coef * KL,
+    less the mean of the others of its prompt; there are no values then, and nothing is returned.
     """
     mask = batch.mask
     rewards = ppo.token_rewards(
@@ -36,8 +39,14 @@ def assign_advantages(batch: Batch, scores: Sequence[float], config: PPOConfig) 
         batch.logprobs,
         batch.ref_logprobs,
         batch.response_lengths,
-        config.kl_coef,
+        kl_coef,
     )
+    if config.baseline == "group":
+        advantages = ppo.leave_one_out(rewards.sum(dim=1), config.group).unsqueeze(1) * mask
+        found = ppo.moments(advantages, mask)
+        dist.all_reduce(found)
+        batch.advantages = ppo.whiten(advantages, mask, found) if config.whiten_advantages else advantages
+        return {}
     advantages, batch.returns = ppo.gae(rewards, batch.values, mask, config.gamma, config.lam)
     found = torch.stack(
         [ppo.moments(x, mask) for x in (advantages, batch.returns, batch.returns - batch.values)]
@@ -53,8 +62,8 @@ def assign_advantages(batch: Batch, scores: Sequence[float], config: PPOConfig) 
 def update(
     nets: Networks, batch: Batch, micro_batch: int, config: PPOConfig, first_step: int
 ) -> dict[str, float]:
-    """Take `config.epochs` steps with both networks (collective); `first_step` numbers them in error
-    messages.
+    """Take `config.epochs` steps with both networks, or the policy alone where there is no value network (collective);
+    `first_step` numbers them in error messages.
 
     Returns the mean over the epochs of losses, clip fractions and gradient norms, the learning rates of the
     last step, and `ratio_error`: the greatest |pi_new / pi_old - 1| of any token before the first step, which
@@ -71,6 +80,7 @@ def update(
         return ppo.policy_loss(logprobs, part.logprobs, part.advantages, part.mask, config.clip)
 
     def value(part: Batch) -> TokenSum:
+        assert nets.value is not None
         values = forward_values(nets.value, *part.layout)
         loss = ppo.value_loss(values, part.values, part.returns, part.mask, config.value_clip)
         # Adam does not see the scale of a loss: the coefficient acts through clipping and eps only.
@@ -82,21 +92,25 @@ def update(
     for epoch in range(config.epochs):
         step = first_step + epoch
         moved = global_step(nets.policy, parts, policy, tokens, step)
-        valued = global_step(nets.value, parts, value, tokens, step)
+        rates = {"lr": moved.lr}
         history.append(
             {
                 "policy_loss": moved.loss,
                 "clip_fraction": moved.stats["clip_fraction"],
                 "approx_kl": moved.stats["approx_kl"],
                 "policy_grad_norm": moved.grad_norm,
+            }
+        )
+        if nets.value is not None:
+            valued = global_step(nets.value, parts, value, tokens, step)
+            rates["value_lr"] = valued.lr
+            history[-1] |= {
                 "value_loss": valued.stats["value_loss"],
                 "value_clip_fraction": valued.stats["clip_fraction"],
                 "value_grad_norm": valued.grad_norm,
             }
-        )
     return {
         **{name: sum(stats[name] for stats in history) / len(history) for name in history[0]},
         "ratio_error": greatest(float(ratio_error), batch.input_ids.device),
-        "lr": moved.lr,
-        "value_lr": valued.lr,
+        **rates,
     }

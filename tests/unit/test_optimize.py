@@ -11,6 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from promptist.data.text import decode_response, load_tokenizer, prompt_ids
 from promptist.decoding.config import DecodingConfig
+from promptist.decoding.pick import place_of
 from promptist.errors import UserError
 from promptist.optimize import Promptist, RewriteSettings
 
@@ -67,6 +68,25 @@ def test_an_empty_rewrite_leaves_the_prompt_as_it_is(folder: Path) -> None:
     assert promptist("  a red boat ") == "a red boat"
 
 
+def test_hash_takes_one_of_the_beams_of_each_prompt(folder: Path) -> None:
+    """The rewrite is a beam that `generate` returns, the one that text and seed name, alone and in any batch."""
+    decoding = DecodingConfig(method="beam", beams=4, groups=1, length_penalty=1.0)
+    settings = [RewriteSettings(decoding, 10, "hash", seed) for seed in (0, 1)]
+    promptist = load(folder, settings[0])
+    model, tokenizer = promptist.model, promptist.tokenizer
+    eos, beams = tokenizer.eos_token_id, []
+    for x in PROMPTS:
+        ids = torch.tensor([prompt_ids(tokenizer, x)])
+        options = {"num_beams": 4, "num_return_sequences": 4, "max_new_tokens": 10, "do_sample": False}
+        output = model.generate(ids, attention_mask=torch.ones_like(ids), pad_token_id=eos, **options)
+        beams.append([decode_response(tokenizer, row[ids.shape[1] :].tolist()) for row in output])
+    found = promptist.rewrites(PROMPTS)
+    assert found == [of[place_of("hash", 4, 0, x)] for of, x in zip(beams, PROMPTS, strict=True)]
+    assert found != [of[0] for of in beams]
+    assert [promptist.rewrites([x])[0] for x in PROMPTS] == found
+    assert load(folder, settings[1]).rewrites(PROMPTS) != found
+
+
 def test_progress_counts_every_prompt(folder: Path) -> None:
     seen: list[int] = []
     load(folder).rewrites(PROMPTS, progress=seen.append)
@@ -93,6 +113,8 @@ def test_settings_come_from_the_folder(folder: Path, tmp_path: Path) -> None:
         '{"decoding": {"method": "sample"}}',
         '{"decoding": {"beams": 0}}',
         '{"max_new_tokens": 0}',
+        '{"pick": "any"}',
+        '{"pick": "hash", "decoding": {"method": "greedy"}}',
         '{"max_new_tokens": "ten"}',
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from promptist.config import load
+from promptist.decoding.decode import decode, pad_batch
 from promptist.errors import UserError
 from promptist.models.engine import StepResult
 from promptist.models.policy import load_policy
@@ -137,6 +139,46 @@ def test_rollouts_do_not_depend_on_the_number_of_ranks(nets: Any, job: PPOJob) -
         assert len(set(r.ks)) == job.reward.terms.images
 
 
+def test_a_group_is_several_beams_of_one_prompt_under_one_noise(nets: Any, job: PPOJob) -> None:
+    """Prompts are those of the smaller batch, rewrites are beams of theirs, and no number of ranks changes any."""
+    grouped = replace(job, ppo=replace(job.ppo, group=2))
+    whole = roll(nets, grouped)
+    assert roll(nets, grouped, 0, 2) + roll(nets, grouped, 1, 2) == whole
+    assert [r.row for r in whole] == list(range(8))
+    rows, width = PromptStream(grouped, nets.tokenizer).batch(0, 0, 1)
+    assert [r.x for r in whole] == [row.x for row in rows for _ in range(2)]
+    eos = nets.tokenizer.eos_token_id
+    for first, second, row in zip(whole[::2], whole[1::2], rows, strict=True):
+        assert first.ks == second.ks
+        ids, mask = pad_batch([row.ids] * 2, 2, width, eos)
+        found = decode(nets.policy, ids, mask, 6, job.decoding, eos, eos, 3)
+        beams = [found.sequences[0, i, : found.lengths[0, i]].tolist() for i in range(3)]
+        assert beams.index(first.response_ids) != beams.index(second.response_ids)
+
+
+def test_without_a_value_network_nothing_asks_for_values(
+    nets: Any, job: PPOJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = SimpleNamespace(**{**vars(nets), "value": None})
+    rollouts = roll(nets, job)
+    batch = tensors_of(rollouts, 24, 8, 0, nets.device)
+    for _ in ask_networks(alone, batch, 2):  # type: ignore[arg-type]
+        pass
+    enter_tokens(rollouts, batch, valued=False)
+    assert all(r.values == [] and len(r.logprobs) == len(r.response_ids) for r in rollouts)
+    stepped: list[Any] = []
+
+    def spy(engine: Any, parts: list[Any], loss: Any, count: int, step: int) -> StepResult:
+        stepped.append(engine)
+        return StepResult(0.0, dict.fromkeys(loss(parts[0]).stats, 0.0), count, 0.0, 0.0)
+
+    monkeypatch.setattr(updating, "global_step", spy)
+    monkeypatch.setattr(updating, "greatest", lambda value, device: value)
+    figures = updating.update(alone, batch, 2, PPOConfig(epochs=3), first_step=0)  # type: ignore[arg-type]
+    assert stepped == [nets.policy] * 3
+    assert not [name for name in figures if "value" in name]
+
+
 def test_every_rollout_is_trained_on_once_per_epoch(
     nets: Any, job: PPOJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,7 +224,9 @@ def test_an_empty_rewrite_paints_the_prompt_and_is_counted() -> None:
 
 
 def test_rollout_metrics_by_hand() -> None:
-    measured = {"cosine_y": [0.5, 0.1], "aesthetic_y": [6.0, 5.0], "aesthetic_x": [5.0, 5.0]}
+    measured = {
+        "cosine_y": [0.5, 0.1], "aesthetic_y": [6.0, 5.0], "cosine_x": [0.3, 0.2], "aesthetic_x": [5.0, 5.0]
+    }  # fmt: skip
     tokens = {"response_ids": [1, 2], "logprobs": [-1.0, -2.0], "ref_logprobs": [-2.0, -4.0]}
     figures = rollout_metrics(
         [record(**measured, **tokens)], TermsConfig(slope=10.0, offset=2.0), kl_coef=0.2
@@ -191,6 +235,7 @@ def test_rollout_metrics_by_hand() -> None:
     assert figures["relevance"] == pytest.approx(-0.5)
     assert figures["aesthetic"] == pytest.approx(0.5)
     assert figures["score"] == pytest.approx(0.0)
+    assert figures["cosine_change"] == pytest.approx(0.05)
     assert figures["reward"] == pytest.approx(-0.6)
     assert (figures["kl"], figures["kl_per_token"]) == (pytest.approx(3.0), pytest.approx(1.5))
 
@@ -203,6 +248,9 @@ def test_diversity_counts_what_was_added() -> None:
     ]
     figures = text_metrics(three)
     assert (figures["distinct"], figures["distinct_suffix"]) == (1.0, pytest.approx(2 / 3))
+    assert figures["top_suffix"] == pytest.approx(2 / 3)
+    sets = [record(x="a cat", y=y, **known) for y in ("a cat, oil, 4k", "a cat, 4k, oil", "a cat, oil", "")]
+    assert text_metrics(sets)["top_suffix"] == 0.5  # one addition in two orders
 
 
 def test_records_survive_parquet_bit_by_bit(tmp_path: Path) -> None:
