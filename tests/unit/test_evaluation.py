@@ -307,7 +307,7 @@ def test_store_keeps_what_ranks_wrote(tmp_path: Path, caplog: pytest.LogCaptureF
         ("", "holds no prompt"),
         ('{"prompt": "a"}\n', ":1 has no `set`"),
         ('{"prompt": " ", "set": "s"}\n', "`prompt` must be non-empty"),
-        ('{"prompt": "a", "set": "s"}\n{"prompt": "a ", "set": "t"}\n', ":2 repeats the prompt of line 1"),
+        ('{"prompt": "a", "set": "s"}\n{"prompt": "a ", "set": "t"}\n', ":2 repeats the prompt of"),
         ('{"prompt": "a", "set": "all"}\n', "rename it"),
         ('{"prompt": "a", "set": "s", "human": ""}\n', "`human` must be non-empty"),
         ("a boat\n", "not valid JSON"),
