@@ -1,290 +1,269 @@
-"""Paired comparison of methods over the same prompts, with intervals.
+"""Levels and paired differences of a measurement table, with intervals that hold for all comparisons together.
 
-Pure functions of a measurement table: no files, no plotting. The unit of resampling is the prompt: the images
-of one prompt are averaged first, because they are not independent, and every method saw the same prompts with
-the same noise, so differences are taken prompt by prompt.
-
-Two intervals stand side by side. The paired t interval is exact for normal differences; the BCa bootstrap
-(Efron 1987, "Better bootstrap confidence intervals") makes no such assumption. A difference is called *sure*
-only if both exclude zero.
+Pure functions of a table: no files, no plotting. The images of one prompt are averaged first, because they are not
+independent; every method saw the same prompts with the same noise, so differences are taken prompt by prompt, and
+training by training where both methods were trained several times. Prompts and trainings are both draws: see
+`crossed.py` for the intervals of one comparison, `docs/statistics.md` for the whole procedure and what it was measured
+to do.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import stats
 
 from promptist.errors import UserError
+from promptist.evaluation.crossed import (
+    RESAMPLES,
+    Array,
+    Bootstrap,
+    Trainings,
+    analytic_interval,
+    p_value,
+    training_variance,
+)
+from promptist.evaluation.results import (
+    ALL,
+    CONFIDENCE,
+    METRICS,
+    NO_INTERVAL,
+    Difference,
+    Interval,
+    Level,
+    Results,
+    default_pairs,
+)
+from promptist.evaluation.rows import Row, prompt_scores
+from promptist.evaluation.table import Scores, Table
 
-Array = NDArray[np.float64]
+__all__ = [
+    "ALL", "METRICS", "NO_INTERVAL", "RESAMPLES", "Comparison", "Difference", "Interval", "Level", "Results", "Row",
+    "analyse", "compare_all", "default_pairs", "prompt_scores", "trainings_of",
+]  # fmt: skip
 
-METRICS = ("reward", "aesthetic", "relevance", "cosine")
-ALL = "all"
-RESAMPLES = 10_000
+LENGTHS = (0, 10, 20, 30, 40)
+"""Lower ends of the buckets of prompt length in GPT-2 tokens (the paper's 0-10, 10-20, ..., 40+); a length that is
+an end of two belongs to the upper one."""
+_COLUMNS = 128  # comparisons bootstrapped at once: bounds the memory
 
 
 @dataclass(frozen=True)
-class Row:
-    """One image: prompt `x` of `set`, painted by `method` as `rewrite` with noise `k`, and what was measured
-    on it.
+class Comparison:
+    """What a difference is computed from: `values [P, R]` of (method - baseline) by prompt and training.
 
-    `rewrite` may be empty: the method left the prompt alone, and x itself was painted. `cosine` is the CLIP
-    cosine of the image with x; `aesthetic` the score of the aesthetic head; `picture` a path relative to the
-    evaluation folder.
+    `trained` names the methods of the pair that were trained R > 1 times.
     """
-
-    prompt: str
-    set: str
-    method: str
-    k: int
-    rewrite: str
-    cosine: float
-    aesthetic: float
-    picture: str | None
-
-
-@dataclass(frozen=True)
-class PromptScore:
-    """Means over the images of one prompt; `values` has every name in METRICS."""
-
-    prompt: str
-    set: str
-    method: str
-    rewrite: str
-    values: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Interval:
-    low: float
-    high: float
-
-    def excludes_zero(self) -> bool:
-        """False also where an end is NaN (too few prompts for an interval)."""
-        return self.low > 0 or self.high < 0
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Mean over prompts of (method - baseline) in one metric, with 95 % intervals for that mean."""
 
     set: str
     metric: str
     method: str
     baseline: str
-    prompts: int
-    mean: float
-    t: Interval
-    bootstrap: Interval
-
-    @property
-    def sure(self) -> bool:
-        return self.t.excludes_zero() and self.bootstrap.excludes_zero()
+    values: Array
+    trained: tuple[str, ...] = ()
+    unit: float | None = None
 
 
-@dataclass(frozen=True)
-class Level:
-    """One method on one set: plain means over prompts, and what its rewrites look like.
-
-    `empty` and `distinct` are shares of the prompts: of rewrites that left the prompt alone, and of different
-    texts among the rewrites.
-    """
-
-    set: str
-    method: str
-    prompts: int
-    images: int
-    means: dict[str, float]
-    empty: float
-    distinct: float
-
-
-@dataclass(frozen=True)
-class Results:
-    sets: list[str]
-    methods: list[str]
-    levels: list[Level]
-    differences: list[Difference] = field(default_factory=list)
-
-    def level(self, method: str, set_name: str) -> Level | None:
-        return next((v for v in self.levels if (v.method, v.set) == (method, set_name)), None)
-
-    def difference(self, method: str, baseline: str, metric: str, set_name: str) -> Difference | None:
-        wanted = (method, baseline, metric, set_name)
-        return next((d for d in self.differences if (d.method, d.baseline, d.metric, d.set) == wanted), None)
-
-    def as_json(self) -> dict[str, Any]:
-        data: dict[str, Any] = _without_nan(asdict(self))
-        for plain, difference in zip(data["differences"], self.differences, strict=True):
-            plain["sure"] = difference.sure
-        return data
-
-
-def prompt_scores(rows: Iterable[Row], slope: float, offset: float) -> list[PromptScore]:
-    """Score of every (method, prompt): the training reward without its KL part, averaged over the images.
-
-        relevance = mean_k min(slope * cos_k - offset, 0)
-        reward    = mean_k (aes_k(y) - aes_k(x)) + relevance            (Promptist, section 2.2)
-
-    aes_k(x) is read from the row of method "user" with the same prompt and k. `aesthetic` is the absolute
-    mean score, not the difference: its paired difference to "user" is the aesthetic part of the reward.
-
-    Raises ValueError where an image has no plain partner, is there twice, or holds a number that is not
-    finite.
-    """
-    rows = list(rows)
-    plain = {(r.prompt, r.k): r.aesthetic for r in rows if r.method == "user"}
-    groups: dict[tuple[str, str], dict[int, Row]] = {}
-    for row in rows:
-        images = groups.setdefault((row.method, row.prompt), {})
-        if row.k in images:
-            raise ValueError(f"image {row.k} of method {row.method} and prompt {row.prompt!r} is there twice")
-        if (row.prompt, row.k) not in plain:
-            raise ValueError(
-                f"no image {row.k} of the plain prompt {row.prompt!r} to compare {row.method} with"
-            )
-        if not (np.isfinite(row.cosine) and np.isfinite(row.aesthetic)):
-            raise ValueError(
-                f"image {row.k} of method {row.method} and prompt {row.prompt!r} has no finite score"
-            )
-        images[row.k] = row
-
-    scores = []
-    for (method, prompt), by_k in groups.items():
-        images_of = [by_k[k] for k in sorted(by_k)]
-        cosine = np.array([r.cosine for r in images_of])
-        aesthetic = np.array([r.aesthetic for r in images_of])
-        gain = aesthetic - np.array([plain[prompt, r.k] for r in images_of])
-        relevance = np.minimum(slope * cosine - offset, 0.0)
-        values = {
-            "reward": float(np.mean(gain) + np.mean(relevance)),
-            "aesthetic": float(np.mean(aesthetic)),
-            "relevance": float(np.mean(relevance)),
-            "cosine": float(np.mean(cosine)),
-        }
-        scores.append(PromptScore(prompt, images_of[0].set, method, images_of[0].rewrite, values))
-    return scores
-
-
-def paired_interval_t(differences: Array, confidence: float = 0.95) -> Interval:
-    """Interval of the mean of paired differences [n] by Student's t with n - 1 degrees of freedom; NaN if n <
-    2.
-    """
-    n = len(differences)
-    if n < 2:
-        return Interval(float("nan"), float("nan"))
-    mean = float(np.mean(differences))
-    half = float(stats.t.ppf(0.5 + confidence / 2, n - 1) * np.std(differences, ddof=1) / np.sqrt(n))
-    return Interval(mean - half, mean + half)
-
-
-def paired_interval_bootstrap(
-    differences: Array, seed: int, confidence: float = 0.95, resamples: int = RESAMPLES
-) -> Interval:
-    """BCa bootstrap interval of the mean of paired differences [n]; NaN if n < 2.
-
-    Differences that are all equal have no spread to resample: the interval is that one value.
-    """
-    n = len(differences)
-    if n < 2:
-        return Interval(float("nan"), float("nan"))
-    if np.ptp(differences) <= 1e-12 * np.max(np.abs(differences)):  # the rest is rounding
-        mean = float(np.mean(differences))
-        return Interval(mean, mean)
-    with warnings.catch_warnings():
-        # scipy warns where BCa is undefined and answers NaN, which `Difference.sure` reads as "not sure".
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        # Batches bound the memory: all resamples of 10,000 prompts at once would be 800 MB.
-        found = stats.bootstrap(
-            (differences,), np.mean, confidence_level=confidence, n_resamples=resamples, batch=200,
-            method="BCa", rng=np.random.default_rng(seed),
-        ).confidence_interval  # fmt: skip
-    return Interval(float(found.low), float(found.high))
-
-
-def default_pairs(methods: Sequence[str]) -> list[tuple[str, str]]:
-    """(method, baseline) pairs worth a line: PPO against SFT if both are there, then every method against
-    "user".
-    """
-    pairs = [("ppo", "sft")] if {"ppo", "sft"} <= set(methods) else []
-    return pairs + [(method, "user") for method in methods if method != "user"]
-
-
-def analyse(rows: Iterable[Row], slope: float, offset: float, seed: int = 0) -> Results:
+def analyse(table: Table, seed: int = 0, pairs: Sequence[tuple[str, str]] | None = None) -> Results:
     """All levels and differences of a measurement table, by set and over all sets.
 
-    Sets and methods keep the order in which they first appear. A pair is compared on the prompts that both
-    methods have (human-engineered prompts exist for some prompts only), so a difference need not equal the
-    difference of two levels. Over all sets every prompt counts the same, so a larger set weighs more.
+    Sets and methods keep the order of the table. A pair is compared on the prompts that both methods have
+    (human-engineered prompts exist for some prompts only) and, where both were trained several times, on the
+    trainings of the same number; so a difference need not equal the difference of two levels. Over all sets every
+    prompt counts the same, so a larger set weighs more. `pairs` are `default_pairs` unless given; `seed` is that of
+    the bootstrap.
 
-    Raises UserError without rows, without method "user", and as `prompt_scores`.
+    Raises UserError for a table without measurements or without method "user", and where two methods have no
+    trainings in common; ValueError as `Table.scores`.
     """
-    rows = list(rows)
-    if not rows:
+    if not table.measures or not table.texts:
         raise UserError("the evaluation holds no measurement: run jobs.evaluate to its end first")
-    sets = list(dict.fromkeys(r.set for r in rows))
-    methods = list(dict.fromkeys(r.method for r in rows))
-    if "user" not in methods:
-        raise UserError(
-            'the evaluation has no method "user": rewards are measured against the plain prompt, add it'
-        )
-    images = {m: len({r.k for r in rows if r.method == m}) for m in methods}
-    scores = prompt_scores(rows, slope, offset)
-    groups = [*sets, ALL] if len(sets) > 1 else sets
-
-    levels, differences = [], []
-    by_method: dict[str, dict[str, PromptScore]] = {
-        m: {s.prompt: s for s in scores if s.method == m} for m in methods
-    }
-    for name in groups:
-        for method in methods:
-            chosen = [s for s in by_method[method].values() if name in (s.set, ALL)]
-            if chosen:
-                levels.append(_level(name, method, chosen, images[method]))
-        for method, baseline in default_pairs(methods):
-            differences += _differences(name, method, baseline, by_method, seed)
-    return Results(sets, methods, levels, differences)
-
-
-def _level(name: str, method: str, chosen: list[PromptScore], images: int) -> Level:
-    return Level(
-        set=name,
-        method=method,
-        prompts=len(chosen),
-        images=images,
-        means={metric: float(np.mean([s.values[metric] for s in chosen])) for metric in METRICS},
-        empty=sum(not s.rewrite for s in chosen) / len(chosen),
-        distinct=len({s.rewrite for s in chosen}) / len(chosen),
+    if "user" not in table.methods:
+        raise UserError('the evaluation has no method "user": rewards are measured against the plain prompt, add it')
+    pairs = list(default_pairs(table.methods) if pairs is None else pairs)
+    scores = {(metric, m): table.scores(metric, m) for metric in table.metrics for m in table.methods}
+    comparisons = list(_comparisons(table, scores, pairs))
+    family = {metric: sum(c.metric == metric for c in comparisons) for metric in table.metrics}
+    return Results(
+        sets=table.sets,
+        methods=table.methods,
+        levels=_levels(table, scores),
+        differences=compare_all(comparisons, seed),
+        lengths=_length_levels(table, scores),
+        metrics=table.metrics,
+        pairs=pairs,
+        comparisons=family,
     )
 
 
-def _differences(
-    name: str, method: str, baseline: str, by_method: Mapping[str, Mapping[str, PromptScore]], seed: int
-) -> list[Difference]:
-    ours, theirs = by_method[method], by_method[baseline]
-    shared = [p for p in ours if p in theirs and name in (ours[p].set, ALL)]
+def compare_all(comparisons: Sequence[Comparison], seed: int = 0) -> list[Difference]:
+    """The whole procedure from paired values to corrected intervals; a family is all comparisons of one metric."""
+    found: dict[int, Difference] = {}
+    families: dict[str, list[int]] = {}
+    for i, comparison in enumerate(comparisons):
+        families.setdefault(comparison.metric, []).append(i)
+    trainings: dict[int, Trainings] = {}
+    for members in families.values():
+        trainings |= zip(members, trainings_of([comparisons[i] for i in members]), strict=True)
+    shapes: dict[tuple[int, ...], list[int]] = {}
+    for i, comparison in enumerate(comparisons):
+        shapes.setdefault(comparison.values.shape, []).append(i)
+    for same in shapes.values():
+        for start in range(0, len(same), _COLUMNS):
+            chunk = same[start : start + _COLUMNS]
+            bootstrap = Bootstrap([comparisons[i].values for i in chunk], seed)
+            for column, i in enumerate(chunk):
+                size = len(families[comparisons[i].metric])
+                found[i] = _difference(comparisons[i], trainings[i], bootstrap, column, size)
+    return [found[i] for i in range(len(comparisons))]
+
+
+def trainings_of(family: Sequence[Comparison]) -> list[Trainings]:
+    """The variance between trainings that each comparison of one metric has to reckon with.
+
+    It is the larger of its own estimate and the mean of the family's (those over all sets apart from those of single
+    sets): from R = 3 trainings an own estimate often comes out near 0 by luck, and the mean is what keeps such luck
+    from looking like certainty. Degrees of freedom: R - 1, twice that where two trained methods and two pairs or more
+    stand behind the mean.
+    """
+    own = [training_variance(c.values) if min(c.values.shape) > 1 else None for c in family]
+    methods = {m for c, v in zip(family, own, strict=True) if v is not None for m in c.trained}
+    pairs = {(c.method, c.baseline) for c, v in zip(family, own, strict=True) if v is not None}
+    independent = min(2, len(methods), len(pairs))
     found = []
-    for metric in METRICS if shared else ():
-        values = np.array([ours[p].values[metric] - theirs[p].values[metric] for p in shared])
-        found.append(
-            Difference(
-                name, metric, method, baseline, len(shared), float(np.mean(values)),
-                paired_interval_t(values), paired_interval_bootstrap(values, seed),
-            )
-        )  # fmt: skip
+    for comparison, variance in zip(family, own, strict=True):
+        if variance is None:
+            found.append(Trainings())
+            continue
+        pool = [
+            (v, c.values.shape[1] - 1)
+            for c, v in zip(family, own, strict=True)
+            if v is not None and (c.set == ALL) == (comparison.set == ALL)
+        ]
+        mean = sum(v * df for v, df in pool) / sum(df for _, df in pool)
+        found.append(Trainings(max(variance, mean, 0.0), (comparison.values.shape[1] - 1) * max(independent, 1)))
     return found
 
 
-def _without_nan(value: Any) -> Any:
-    """JSON knows no NaN: a missing interval end becomes null."""
-    if isinstance(value, dict):
-        return {key: _without_nan(v) for key, v in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(v) for v in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+def _difference(c: Comparison, trainings: Trainings, bootstrap: Bootstrap, column: int, size: int) -> Difference:
+    corrected = 1 - (1 - CONFIDENCE) / size  # Bonferroni
+    p = p_value(c.values, trainings)
+    several = c.values.shape[1] > 1
+    return Difference(
+        set=c.set,
+        metric=c.metric,
+        method=c.method,
+        baseline=c.baseline,
+        prompts=len(c.values),
+        mean=float(c.values.mean()),
+        t=analytic_interval(c.values, trainings),
+        bootstrap=bootstrap.interval(column, trainings),
+        t_corrected=analytic_interval(c.values, trainings, corrected),
+        bootstrap_corrected=bootstrap.interval(column, trainings, corrected),
+        p=p,
+        p_corrected=min(1.0, size * p) if np.isfinite(p) else p,
+        comparisons=size,
+        by_replica=[float(v) for v in c.values.mean(0)],
+        training_sd=float(np.sqrt(trainings.variance)) if several else None,
+        unit=c.unit,
+    )
+
+
+def _comparisons(
+    table: Table, scores: Mapping[tuple[str, str], Scores], pairs: Iterable[tuple[str, str]]
+) -> Iterable[Comparison]:
+    groups = [*table.sets, ALL] if len(table.sets) > 1 else table.sets
+    pairs = list(pairs)
+    for name in groups:
+        for method, baseline in pairs:
+            columns = _columns(table, method, baseline)
+            for metric in table.metrics:
+                ours, theirs = scores[metric, method], scores[metric, baseline]
+                having = set(theirs.prompts)
+                shared = [p for p in ours.prompts if p in having and name in (table.set_of[p], ALL)]
+                if not shared:
+                    continue
+                minuend, subtrahend = ours.of(shared)[:, columns[0]], theirs.of(shared)[:, columns[1]]
+                trained = tuple(m for m in (method, baseline) if len(table.replicas(m)) > 1)
+                unit = float(np.std(theirs.of(shared), ddof=1)) if baseline == "user" and len(shared) > 1 else None
+                yield Comparison(name, metric, method, baseline, minuend - subtrahend, trained, unit or None)
+
+
+def _columns(table: Table, method: str, baseline: str) -> tuple[list[int], list[int]]:
+    """Which trainings of the two are compared: those of the same number; a single one with each of the other's."""
+    ours, theirs = table.replicas(method), table.replicas(baseline)
+    if min(len(ours), len(theirs)) == 1:
+        return list(range(len(ours))), list(range(len(theirs)))
+    shared = [r for r in ours if r in theirs]
+    if len(shared) < 2:
+        raise UserError(
+            f"{method} has the trainings {ours} and {baseline} {theirs}: give both at least two of the same number"
+        )
+    return [ours.index(r) for r in shared], [theirs.index(r) for r in shared]
+
+
+def _levels(table: Table, scores: Mapping[tuple[str, str], Scores]) -> list[Level]:
+    groups = [*table.sets, ALL] if len(table.sets) > 1 else table.sets
+    images = _images(table)
+    members = {name: {p for p, own in table.set_of.items() if name in (own, ALL)} for name in groups}
+    return [
+        level
+        for name in groups
+        for method in table.methods
+        if (level := _level(table, scores, images, name, method, members[name])) is not None
+    ]
+
+
+def _length_levels(table: Table, scores: Mapping[tuple[str, str], Scores]) -> list[Level]:
+    """Levels over all sets by the length of the user's prompt; only buckets that hold a prompt."""
+    tokens = scores.get(("gpt2_tokens", "user"))
+    if tokens is None:
+        return []
+    length = dict(zip(tokens.prompts, tokens.values[:, 0], strict=True))
+    whole = ALL if len(table.sets) > 1 else table.sets[0]
+    found: list[Level | None] = []
+    images = _images(table)
+    for low, high in zip(LENGTHS, [*LENGTHS[1:], None], strict=True):
+        name = f"{low}–{high}" if high is not None else f"{low}+"
+        chosen = {p for p, n in length.items() if n >= low and (high is None or n < high)}
+        found += [_level(table, scores, images, whole, method, chosen, name) for method in table.methods]
+    return [level for level in found if level is not None]
+
+
+def _images(table: Table) -> dict[str, int]:
+    """How many pictures per prompt each method was measured on."""
+    seeds: dict[str, set[int]] = {}
+    for measure in table.measures:
+        if measure.seed is not None:
+            seeds.setdefault(measure.method, set()).add(measure.seed)
+    return {method: len(own) for method, own in seeds.items()}
+
+
+def _level(
+    table: Table, scores: Mapping[tuple[str, str], Scores], images: Mapping[str, int], name: str, method: str,
+    prompts: set[str], length: str = "",
+) -> Level | None:  # fmt: skip
+    own = [t for t in table.texts if t.method == method and t.prompt in prompts]
+    if not own:
+        return None
+    means = {}
+    for metric in table.metrics:
+        found = scores[metric, method]
+        chosen = [i for i, prompt in enumerate(found.prompts) if prompt in prompts]
+        if chosen:
+            means[metric] = float(np.mean(found.values[chosen]))
+    rewrites: dict[int, list[str]] = {}
+    for text in own:
+        rewrites.setdefault(text.replica, []).append(text.rewrite)
+    return Level(
+        set=name,
+        method=method,
+        prompts=len({t.prompt for t in own}),
+        images=images.get(method, 0),
+        means=means,
+        empty=sum(not t.rewrite for t in own) / len(own),
+        distinct=float(np.mean([len(set(texts)) / len(texts) for texts in rewrites.values()])),
+        replicas=len(rewrites),
+        length=length,
+    )
