@@ -45,15 +45,17 @@ class AestheticHead:
         self.bias = bias
 
     @classmethod
-    def load(cls, path: str | Path, dimension: int) -> AestheticHead:
+    def load(
+        cls, path: str | Path, dimension: int, key: str = "reward.aesthetic.path", clip: str = "reward.clip"
+    ) -> AestheticHead:
         """The head in `path` for embeddings of `dimension`; UserError if it is missing, not affine, or of
-        another size.
+        another size. `key` and `clip` are what the config calls the path and the CLIP model.
         """
-        weight, bias = fold(_read(Path(path)), str(path))
+        weight, bias = fold(_read(Path(path).expanduser(), key), str(path))
         if weight.numel() != dimension:
             raise UserError(
                 f"the aesthetic head {path} takes embeddings of {weight.numel()} numbers, but "
-                f"reward.clip gives {dimension}; "
+                f"{clip} gives {dimension}; "
                 "use the head that was trained on this CLIP model"
             )
         return cls(weight, bias)
@@ -82,9 +84,7 @@ def fold(state: Mapping[str, Tensor], name: str) -> tuple[Tensor, float]:
     """
     if set(state) == {"weight", "bias"}:
         return _vector(state["weight"], state["bias"], name)
-    layers = sorted(
-        {int(match[1]) for key in state if (match := re.fullmatch(r"layers\.(\d+)\.(weight|bias)", key))}
-    )
+    layers = sorted({int(match[1]) for key in state if (match := re.fullmatch(r"layers\.(\d+)\.(weight|bias)", key))})
     if len(state) != 2 * len(layers) or not layers:
         raise UserError(
             f"{name} is no aesthetic head that promptist knows: it holds {', '.join(sorted(state)[:4])} ...; "
@@ -101,9 +101,7 @@ def fold(state: Mapping[str, Tensor], name: str) -> tuple[Tensor, float]:
     for layer in layers:
         w, b = state[f"layers.{layer}.weight"].double(), state[f"layers.{layer}.bias"].double()
         if w.shape[1] != weight.shape[0]:
-            raise UserError(
-                f"the aesthetic head {name} is damaged: layer {layer} does not fit the one before it"
-            )
+            raise UserError(f"the aesthetic head {name} is damaged: layer {layer} does not fit the one before it")
         weight, bias = w @ weight, w @ bias + b
     return _vector(weight, bias, name)
 
@@ -120,12 +118,9 @@ def _vector(weight: Tensor, bias: Tensor, name: str) -> tuple[Tensor, float]:
     return weight.reshape(-1), float(bias.double().item())
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read(path: Path, key: str) -> dict[str, Tensor]:
     if not path.is_file():
-        raise UserError(
-            f"the aesthetic head {path} does not exist; set reward.aesthetic.path to a .pth or "
-            ".safetensors file"
-        )
+        raise UserError(f"the aesthetic head {path} does not exist; set {key} to a .pth or .safetensors file")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -139,7 +134,5 @@ def _read(path: Path) -> dict[str, Tensor]:
             f"the aesthetic head {path} cannot be read ({type(error).__name__}: {error}); get the file again"
         ) from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(
-            f"the aesthetic head {path} holds no state dict; save model.state_dict(), not the model"
-        )
+        raise UserError(f"the aesthetic head {path} holds no state dict; save model.state_dict(), not the model")
     return dict(state)

@@ -20,7 +20,7 @@ from torch.nn import functional
 from promptist.errors import UserError
 
 _PRECISION = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 CONFIG_FILE = "open_clip_config.json"
 
 
@@ -38,8 +38,8 @@ class ClipConfig:
     dtype: Literal["float32", "float16", "bfloat16"] = "float16"
 
     def __post_init__(self) -> None:
-        if self.dtype not in _DTYPES:
-            raise UserError(f"reward.clip.dtype is {self.dtype!r}; use {' or '.join(_DTYPES)}")
+        if self.dtype not in DTYPES:
+            raise UserError(f"reward.clip.dtype is {self.dtype!r}; use {' or '.join(DTYPES)}")
 
 
 class ClipEncoder:
@@ -47,18 +47,18 @@ class ClipEncoder:
     time.
     """
 
-    def __init__(self, config: ClipConfig, device: torch.device | str, batch: int) -> None:
+    def __init__(self, config: ClipConfig, device: torch.device | str, batch: int, key: str = "reward.clip") -> None:
         """Load model, preprocessing and tokenizer; UserError if they are missing, damaged or do not belong
-        together.
+        together, naming the config's `key`.
         """
         self.config = config
         self.device = torch.device(device)
         self.batch = batch
-        self.dtype = _DTYPES[config.dtype]
-        self.model, self.tokenizer = _load(config, self.device)
+        self.dtype = DTYPES[config.dtype]
+        self.model, self.tokenizer = _load(config, self.device, key)
         visual = self.model.visual
         settings = visual.preprocess_cfg
-        self.size = _side(visual.image_size)
+        self.size = _side(visual.image_size, key)
         self.interpolation: str = settings["interpolation"]
         self.mean = torch.tensor(settings["mean"], device=self.device).view(1, 3, 1, 1)
         self.std = torch.tensor(settings["std"], device=self.device).view(1, 3, 1, 1)
@@ -105,29 +105,26 @@ def _unit(features: Tensor) -> Tensor:
     return functional.normalize(features.float(), dim=-1)
 
 
-def _side(image_size: int | Sequence[int]) -> int:
+def _side(image_size: int | Sequence[int], key: str) -> int:
     sides = {image_size} if isinstance(image_size, int) else set(image_size)
     if len(sides) != 1:
-        raise UserError(
-            f"the CLIP model takes pictures of {image_size}, which are not square; use another "
-            "reward.clip.model"
-        )
+        raise UserError(f"the CLIP model takes pictures of {image_size}, which are not square; use another {key}.model")
     return int(sides.pop())
 
 
-def _load(config: ClipConfig, device: torch.device) -> tuple[Any, Any]:
+def _load(config: ClipConfig, device: torch.device, key: str) -> tuple[Any, Any]:
     import open_clip
 
     folder = Path(config.model).expanduser()
     if folder.is_dir():
         if config.pretrained is not None:
             raise UserError(
-                f"reward.clip.model is the folder {config.model}, which holds its own weights; "
-                f"set reward.clip.pretrained to null instead of {config.pretrained!r}"
+                f"{key}.model is the folder {config.model}, which holds its own weights; "
+                f"set {key}.pretrained to null instead of {config.pretrained!r}"
             )
-        name, tokenizer_options = f"local-dir:{folder}", _tokenizer_options(folder)
+        name, tokenizer_options = f"local-dir:{folder}", _tokenizer_options(folder, key)
     else:
-        check_activation(config)
+        check_activation(config, key)
         name, tokenizer_options = config.model, {}
     try:
         model = open_clip.create_model(
@@ -138,19 +135,17 @@ def _load(config: ClipConfig, device: torch.device) -> tuple[Any, Any]:
             require_pretrained=True,
         )
         tokenizer = open_clip.get_tokenizer(name, **tokenizer_options)
-    except (
-        Exception
-    ) as error:  # RuntimeError, ValueError, FileNotFoundError, OSError, safetensors and hub errors
+    except Exception as error:  # RuntimeError, ValueError, FileNotFoundError, OSError, safetensors and hub errors
         raise UserError(
             f"the CLIP model {config.model} with weights {config.pretrained} cannot be loaded "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:300]}); set reward.clip to "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:300]}); set {key} to "
             "an open_clip name and tag, "
             "or to a folder with open_clip_config.json and weights"
         ) from error
     return model.eval().requires_grad_(False), tokenizer
 
 
-def check_activation(config: ClipConfig) -> None:
+def check_activation(config: ClipConfig, key: str = "reward.clip") -> None:
     """UserError where a built-in architecture and its weights disagree about QuickGELU, which open_clip only
     warns of.
 
@@ -161,13 +156,12 @@ def check_activation(config: ClipConfig) -> None:
     architecture = open_clip.get_model_config(config.model)
     if architecture is None:
         raise UserError(
-            f"reward.clip.model {config.model!r} is neither a folder nor an open_clip model; "
+            f"{key}.model {config.model!r} is neither a folder nor an open_clip model; "
             "the paper's is ViT-L-14-quickgelu with pretrained openai"
         )
     if config.pretrained is None:
         raise UserError(
-            f"reward.clip.model {config.model} needs weights: set reward.clip.pretrained to a tag "
-            "such as openai, or a file"
+            f"{key}.model {config.model} needs weights: set {key}.pretrained to a tag such as openai, or a file"
         )
     tag = open_clip.get_pretrained_cfg(config.model, config.pretrained)
     if tag:
@@ -178,7 +172,7 @@ def check_activation(config: ClipConfig) -> None:
         trained_quick = True  # OpenAI's own files are the only ones in TorchScript
     else:
         raise UserError(
-            f"reward.clip.pretrained {config.pretrained!r} is neither a file nor a tag of "
+            f"{key}.pretrained {config.pretrained!r} is neither a file nor a tag of "
             f"{config.model}; it has "
             f"{', '.join(open_clip.list_pretrained_tags_by_model(config.model)) or 'none'}"
         )
@@ -187,12 +181,12 @@ def check_activation(config: ClipConfig) -> None:
         raise UserError(
             f"the weights {config.pretrained} were trained with{'' if trained_quick else 'out'} "
             "QuickGELU and "
-            f"reward.clip.model {config.model} is with{'out' if trained_quick else ''} it; "
+            f"{key}.model {config.model} is with{'out' if trained_quick else ''} it; "
             f"use {base + '-quickgelu' if trained_quick else base}"
         )
 
 
-def _tokenizer_options(folder: Path) -> dict[str, str]:
+def _tokenizer_options(folder: Path, key: str) -> dict[str, str]:
     """open_clip reads a relative `bpe_path` from the working directory; a model folder means its own."""
     import json
 
@@ -200,9 +194,7 @@ def _tokenizer_options(folder: Path) -> dict[str, str]:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         bpe = config["model_cfg"]["text_cfg"].get("tokenizer_kwargs", {}).get("bpe_path")
     except FileNotFoundError:
-        raise UserError(
-            f"the CLIP folder {folder} has no {CONFIG_FILE}; set reward.clip.model to a complete one"
-        ) from None
+        raise UserError(f"the CLIP folder {folder} has no {CONFIG_FILE}; set {key}.model to a complete one") from None
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(
             f"{folder / CONFIG_FILE} is not an open_clip config ({error!r}); write the folder again"
@@ -211,8 +203,7 @@ def _tokenizer_options(folder: Path) -> dict[str, str]:
         return {}
     if not (folder / bpe).is_file():
         raise UserError(
-            f"{folder / CONFIG_FILE} names the vocabulary {bpe}, which is not in the folder; write "
-            "the folder again"
+            f"{folder / CONFIG_FILE} names the vocabulary {bpe}, which is not in the folder; write the folder again"
         )
     return {"bpe_path": str(folder / bpe)}
 

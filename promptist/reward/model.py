@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +20,8 @@ from promptist.errors import UserError
 from promptist.reward.aesthetic import AestheticConfig, AestheticHead
 from promptist.reward.clip import ClipConfig, ClipEncoder
 from promptist.reward.diffusion import DiffusionConfig, Painter
+from promptist.reward.digest import hash_tensors, vocabulary
+from promptist.reward.held_out import Batch, HeldOut, HeldOutConfig
 from promptist.reward.messages import ImageRequest, Measurement
 from promptist.reward.terms import TermsConfig
 
@@ -45,9 +46,7 @@ class RewardConfig:
 
     def __post_init__(self) -> None:
         if not self.deadline_s > 0:
-            raise UserError(
-                f"reward.deadline_s is {self.deadline_s}; it must be a positive number of seconds"
-            )
+            raise UserError(f"reward.deadline_s is {self.deadline_s}; it must be a positive number of seconds")
         if self.window < 1:
             raise UserError(f"reward.window is {self.window}; at least one batch must be in flight")
 
@@ -61,14 +60,16 @@ class MeasurementError(RuntimeError):
 
 
 class RewardModel:
-    """Stable Diffusion, CLIP and the aesthetic head on one device.
+    """Stable Diffusion, CLIP, the aesthetic head and held-out scorers on one device.
 
     `batch`: pictures per call; `fingerprint`: hash of everything that decides a plain picture's numbers.
     """
 
-    def __init__(self, config: RewardConfig, run_folder: str | Path | None = None) -> None:
+    def __init__(
+        self, config: RewardConfig, run_folder: str | Path | None = None, held_out: Sequence[HeldOutConfig] = ()
+    ) -> None:
         """Load all models. Kept pictures go below `run_folder`/images; without one, requests may not ask for
-        any.
+        any. The numbers of `held_out` scorers are the measurements' `extra`; only evaluations have such scorers.
         """
         self.config = config
         self.batch = config.diffusion.batch
@@ -76,6 +77,7 @@ class RewardModel:
         self.painter = Painter(config.diffusion)
         self.clip = ClipEncoder(config.clip, self.painter.device, self.batch)
         self.head = AestheticHead.load(config.aesthetic.path, self.clip.dimension).to(self.painter.device)
+        self.held_out = HeldOut(held_out, self.clip)
         self.fingerprint = self._fingerprint()
 
     def measure(self, requests: Sequence[ImageRequest]) -> list[Measurement]:
@@ -94,20 +96,23 @@ class RewardModel:
             if not finite:
                 raise MeasurementError(
                     request,
-                    f"holds NaN: the diffusion model overflows in {self.config.diffusion.dtype}, "
-                    "use another dtype",
+                    f"holds NaN: the diffusion model overflows in {self.config.diffusion.dtype}, use another dtype",
                 )
-        images = self.clip.encode_images(pixels / 255)
-        texts = self.clip.encode_texts([request.source for request in requests])
-        cosines = (images * texts).sum(-1).tolist()
-        aesthetics = self.head.score(images).tolist()
+        batch = Batch(pixels / 255, [request.source for request in requests])
+        cosines = batch.cosines(self.clip).tolist()
+        aesthetics = self.head.score(batch.images(self.clip)).tolist()
+        extras = self.held_out.score(batch)
         measured = []
-        for request, cosine, aesthetic, picture in zip(requests, cosines, aesthetics, pixels, strict=True):
+        for request, cosine, aesthetic, extra, picture in zip(
+            requests, cosines, aesthetics, extras, pixels, strict=True
+        ):
             if not (math.isfinite(cosine) and math.isfinite(aesthetic)):
                 raise MeasurementError(request, f"has cosine {cosine} and aesthetic score {aesthetic}")
+            if wrong := [f"{name} {value}" for name, value in extra.items() if not math.isfinite(value)]:
+                raise MeasurementError(request, f"has {', '.join(wrong)}")
             kept = self._keep(picture) if request.keep_picture else None
             cut = self.painter.cuts(request.prompt)
-            measured.append(Measurement(cosine, aesthetic, picture=kept, truncated=cut))
+            measured.append(Measurement(cosine, aesthetic, extra, kept, cut))
         return measured
 
     def _keep(self, pixels: Tensor) -> str:
@@ -132,11 +137,7 @@ class RewardModel:
         return relative.as_posix()
 
     def _fingerprint(self) -> str:
-        """Hash of the loaded weights, vocabularies and the settings that change a picture's numbers.
-
-        The weights as loaded rather than their files: a folder, a hub name and a moved copy are the same
-        generator.
-        """
+        """Hash of the loaded weights, vocabularies and the settings that change a picture's numbers."""
         pipeline, digest = self.painter.pipeline, blake2b(digest_size=16)
         settings = {k: v for k, v in asdict(self.config.diffusion).items() if k not in _NOT_IN_PICTURES}
         settings |= {"attention": self.painter.attention, "device": self.painter.device.type}
@@ -145,11 +146,11 @@ class RewardModel:
         schedule = {k: v for k, v in pipeline.scheduler.config.items() if not k.startswith("_")}
         digest.update(repr(sorted(schedule.items())).encode())
         digest.update(repr((self.config.clip.dtype, self.clip.size, self.clip.interpolation)).encode())
-        digest.update(_vocabulary(pipeline.tokenizer).encode())
-        digest.update(_vocabulary(self.clip.tokenizer).encode())
+        digest.update(vocabulary(pipeline.tokenizer).encode())
+        digest.update(vocabulary(self.clip.tokenizer).encode())
         modules = (pipeline.text_encoder, pipeline.unet, pipeline.vae, self.clip.model)
-        _hash_tensors(digest, (entry for module in modules for entry in module.state_dict().items()))
-        _hash_tensors(
+        hash_tensors(digest, (entry for module in modules for entry in module.state_dict().items()))
+        hash_tensors(
             digest,
             [
                 ("mean", self.clip.mean),
@@ -158,20 +159,5 @@ class RewardModel:
                 ("b", torch.tensor(self.head.bias)),
             ],
         )
+        self.held_out.tell(digest)
         return digest.hexdigest()
-
-
-def _vocabulary(tokenizer: Any) -> str:
-    """A text that differs where two tokenizers do."""
-    inner = getattr(tokenizer, "tokenizer", tokenizer)  # open_clip wraps Hugging Face tokenizers
-    if hasattr(inner, "backend_tokenizer"):
-        return str(inner.backend_tokenizer.to_str()) + str(inner.model_max_length)
-    if hasattr(inner, "bpe_ranks"):
-        return repr((sorted(inner.bpe_ranks.items()), inner.context_length))
-    return repr(sorted(inner.get_vocab().items()))
-
-
-def _hash_tensors(digest: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    for name, tensor in tensors:
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

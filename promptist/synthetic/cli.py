@@ -33,6 +33,9 @@ def main(argv: Sequence[str]) -> int:
     )
     train.add_argument("--seed", type=int, default=None)
     train.add_argument("--device", default="cpu", help="cpu or cuda")
+    train.add_argument(
+        "--only", choices=["rival"], default=None, help="train this part alone, for the world that --out holds already"
+    )
     quality = verbs.add_parser("quality", help="measure the world on held-out captions")
     quality.add_argument("--world", type=Path, default=None, help="folder of the world (default: the shipped one)")
     quality.add_argument(
@@ -50,11 +53,12 @@ def main(argv: Sequence[str]) -> int:
     import torch
 
     torch.set_num_threads(1)
-    from promptist.synthetic import world
+    from promptist.synthetic import rival, world
 
     if options.verb == "train":
         seed = world.SEED if options.seed is None else options.seed
-        world.build_world(options.build, options.out or world.assets(), seed=seed, device=options.device)
+        make = rival.add_rival if options.only else world.build_world
+        make(options.build, options.out or world.assets(), seed=seed, device=options.device)
         return 0
     if options.verb == "unpack":
         for name, lines in world.unpack(options.folder).items():

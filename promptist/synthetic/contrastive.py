@@ -44,12 +44,12 @@ def model_config(vocabulary: int) -> dict[str, Any]:
     }
 
 
-def build(merges: list[str]) -> Clip:
+def build(config: dict[str, Any]) -> Clip:
+    """The model of an open_clip model_cfg, with random weights."""
     import open_clip
 
-    config = model_config(len(clip_vocabulary(merges)))
     text = {key: value for key, value in config["text_cfg"].items() if key != "tokenizer_kwargs"}
-    return open_clip.CLIP(embed_dim=EMBED, vision_cfg=config["vision_cfg"], text_cfg=text)
+    return open_clip.CLIP(embed_dim=config["embed_dim"], vision_cfg=config["vision_cfg"], text_cfg=text)
 
 
 @dataclass(frozen=True)
@@ -73,27 +73,37 @@ class Pair:
         )
 
 
-def sample_batch(rng: np.random.Generator, size: int) -> list[Pair]:
-    """Pairs of a batch; two batches of three share one place and half of them three colours: objects matter."""
+def topic(rng: np.random.Generator) -> tuple[str | None, set[str]]:
+    """Place (None: any) and colours of a batch. Two of three share one place and half have three colours: objects
+    matter then."""
     place = grammar.PLACES[rng.integers(len(grammar.PLACES))] if rng.random() < 0.67 else None
-    colours = set(rng.choice(grammar.COLOURS, size=3 if rng.random() < 0.5 else 8, replace=False).tolist())
+    return place, set(rng.choice(grammar.COLOURS, size=3 if rng.random() < 0.5 else 8, replace=False).tolist())
+
+
+def sample_batch(rng: np.random.Generator, size: int) -> list[Pair]:
+    """Pairs of a batch about the contents of one `topic`."""
+    place, colours = topic(rng)
     pool = [c for c in scenes.TRAIN_CONTENTS if place is None or (c.place == place and c.colour in colours)]
     pairs = []
     for _ in range(size):
         phrases = scenes.sample_scene(rng).phrases
-        content = pool[rng.integers(len(pool))]
-        label = rng.random() < 0.10
-        if label:
-            template = grammar.LABEL_TEMPLATES[rng.integers(len(grammar.LABEL_TEMPLATES))]
-            text = grammar.caption(content, template, int(rng.integers(6)))
-            said_colour = "{colour}" in template
-        else:
-            text = scenes.sample_caption(content, rng, labels=0.0)
-            said_colour = True
-        # Half of the styled pictures go with their plain caption: relevance is always asked of the plain prompt.
-        said = phrases if rng.random() < 0.5 else ()
-        pairs.append(Pair(content, phrases, grammar.prompt(text, said), said_colour, not label, frozenset(said)))
+        pairs.append(describe(pool[rng.integers(len(pool))], phrases, rng))
     return pairs
+
+
+def describe(content: Content, phrases: tuple[str, ...], rng: np.random.Generator) -> Pair:
+    """A text for a picture: one caption of ten is a label; half of the styled pictures go with their plain caption."""
+    label = rng.random() < 0.10
+    if label:
+        template = grammar.LABEL_TEMPLATES[rng.integers(len(grammar.LABEL_TEMPLATES))]
+        text = grammar.caption(content, template, int(rng.integers(6)))
+        said_colour = "{colour}" in template
+    else:
+        text = scenes.sample_caption(content, rng, labels=0.0)
+        said_colour = True
+    # Relevance is always asked of the plain prompt.
+    said = phrases if rng.random() < 0.5 else ()
+    return Pair(content, phrases, grammar.prompt(text, said), said_colour, not label, frozenset(said))
 
 
 def soften(pictures: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
@@ -120,42 +130,47 @@ def contrastive_loss(image: torch.Tensor, text: torch.Tensor, scale: torch.Tenso
     return (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)) / 2
 
 
-def train_clip(
-    folder: Path, merges: list[str], seed: int, *, steps: int = STEPS, device: str = "cpu"
-) -> Clip:
-    """Trains (or goes on training) the contrastive model."""
+def step_loss(
+    model: Clip, tokenizer: Any, pairs: list[Pair], pictures: torch.Tensor, device: str
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """One training step: the contrastive loss of normalised pictures [N, 3, 64, 64] with the texts of their pairs, and
+    how often the picture found for a text has its object and its colour."""
+    same = torch.tensor([[a.fits(b) for b in pairs] for a in pairs], device=device)
+    model.train()
+    with torch.autocast(device, torch.bfloat16):
+        image = functional.normalize(model.encode_image(pictures).float(), dim=-1)
+        text = functional.normalize(model.encode_text(tokenizer([p.text for p in pairs]).to(device)).float(), dim=-1)
+    model.logit_scale.data.clamp_(max=float(np.log(60.0)))
+    loss = contrastive_loss(image, text, model.logit_scale.exp(), same)
+    with torch.no_grad():
+        others = same & ~torch.eye(len(same), dtype=torch.bool, device=device)
+        found = (text @ image.T).masked_fill(others, -2).argmax(1)
+        chosen = [pairs[int(index)].content for index in found]
+        right = np.mean([a.content.object == b.object for a, b in zip(pairs, chosen, strict=True)])
+        colour = np.mean([a.content.colour == b.colour for a, b in zip(pairs, chosen, strict=True)])
+    return loss, {"object": float(right), "colour": float(colour)}
+
+
+def tokenizer_of(merges: list[str], folder: Path) -> Any:
+    """open_clip's tokenizer of these merges, read from a file that is written to `folder`."""
     import open_clip
 
-    torch.manual_seed(seed)
-    model = build(merges).to(device)
     bpe = folder / "bpe.txt.gz"
     write_open_clip_bpe(merges, bpe)
-    tokenizer = open_clip.SimpleTokenizer(bpe_path=str(bpe), context_length=CONTEXT)
+    return open_clip.SimpleTokenizer(bpe_path=str(bpe), context_length=CONTEXT)
+
+
+def train_clip(folder: Path, merges: list[str], seed: int, *, steps: int = STEPS, device: str = "cpu") -> Clip:
+    """Trains (or goes on training) the contrastive model."""
+    torch.manual_seed(seed)
+    model = build(model_config(len(clip_vocabulary(merges)))).to(device)
+    tokenizer = tokenizer_of(merges, folder)
 
     def loss_of_step(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         rng = counter_rng.generator(seed, "clip", step)
         pairs = sample_batch(rng, BATCH)
         pictures = torch.from_numpy(scenes.render_scenes([scenes.Scene(p.content, p.phrases) for p in pairs], rng))
-        pictures = normalise(soften(pictures, rng)).to(device)
-        same = torch.tensor([[a.fits(b) for b in pairs] for a in pairs], device=device)
-        model.train()
-        with torch.autocast(device, torch.bfloat16):
-            image = functional.normalize(model.encode_image(pictures).float(), dim=-1)
-            text = functional.normalize(
-                model.encode_text(tokenizer([p.text for p in pairs]).to(device)).float(), dim=-1
-            )
-        model.logit_scale.data.clamp_(max=float(np.log(60.0)))
-        loss = contrastive_loss(image, text, model.logit_scale.exp(), same)
-        with torch.no_grad():
-            found = (
-                (text @ image.T)
-                .masked_fill(same & ~torch.eye(len(same), dtype=torch.bool, device=device), -2)
-                .argmax(1)
-            )
-            chosen = [pairs[int(index)].content for index in found]
-            right = np.mean([a.content.object == b.object for a, b in zip(pairs, chosen, strict=True)])
-            colour = np.mean([a.content.colour == b.colour for a, b in zip(pairs, chosen, strict=True)])
-        return loss, {"object": float(right), "colour": float(colour)}
+        return step_loss(model, tokenizer, pairs, normalise(soften(pictures, rng)).to(device), device)
 
     weights = train(
         "clip", folder, {"clip": model}, loss_of_step, steps=steps, peak_lr=PEAK_LR, weight_decay=0.05, ema_decay=0.995
@@ -164,13 +179,15 @@ def train_clip(
     return model.eval()
 
 
-def write_clip(model: Clip, merges: list[str], folder: Path, dtype: torch.dtype = torch.float16) -> None:
+def write_clip(
+    model: Clip, merges: list[str], folder: Path, model_cfg: dict[str, Any], dtype: torch.dtype = torch.float16
+) -> None:
     """open_clip's local folder: open_clip_config.json, open_clip_model.safetensors and the BPE file beside them."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     config = {
-        "model_cfg": model_config(len(clip_vocabulary(merges))),
+        "model_cfg": model_cfg,
         "preprocess_cfg": {"mean": list(MEAN), "std": list(STD), "interpolation": "bicubic", "resize_mode": "squash"},
     }
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")

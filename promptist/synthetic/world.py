@@ -6,6 +6,7 @@ assets/aesthetic.safetensors    affine head over that CLIP's embedding
 assets/gpt2/                    config.json and byte-level BPE tokenizer of the small GPT-2 (weights come from SFT)
 assets/judge.safetensors        classifier for quality checks only
 assets/world.json               seed, versions, what was measured while building
+assets/rival/                   another CLIP with its own aesthetic head, for held-out scores (rival.py)
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 
 from promptist.errors import UserError
-from promptist.synthetic import contrastive, diffusion, judge, prompts, vae, vocabulary
+from promptist.synthetic import contrastive, diffusion, judge, prompts, rival, vae, vocabulary
 
 SEED = 1
 SIZE_LIMIT = 24 * 2**20
@@ -32,7 +33,7 @@ def assets() -> Path:
 
 
 def stages(build: Path, seed: int, device: str) -> dict[str, Any]:
-    """Trains every part that is not finished yet, in the order in which they need each other."""
+    """Trains every part but the rival that is not finished yet, in the order in which they need each other."""
     merges = vocabulary.train_clip_merges(seed)
     autoencoder = vae.train_vae(build, seed, device=device)
     unet, text_encoder = diffusion.train_diffusion(build, autoencoder, merges, seed, device=device)
@@ -49,20 +50,22 @@ def stages(build: Path, seed: int, device: str) -> dict[str, Any]:
 
 
 def build_world(build: Path, out: Path, *, seed: int = SEED, device: str = "cpu") -> None:
-    """Trains the whole world (resuming what ``build`` holds) and writes it to ``out``."""
-    parts = stages(build, seed, device)
-    write_world(parts, out, seed)
+    """Trains the whole world (resuming what ``build`` holds), writes it to ``out``; refuses one too large to ship."""
+    write_world(stages(build, seed, device), out, seed)
+    rival.add_rival(build, out, seed, device=device)
+    check_size(out)
 
 
 def write_world(parts: dict[str, Any], out: Path, seed: int) -> None:
-    """Writes all parts in half precision; refuses a world too large to ship."""
+    """Writes all parts but the rival in half precision."""
     from safetensors.torch import save_file
 
     out.mkdir(parents=True, exist_ok=True)
     pipe = diffusion.pipeline(parts["vae"], parts["unet"], parts["text_encoder"], parts["merges"])
     weight, bias, r2 = contrastive.train_head(parts["clip"].cpu(), parts["vae"].cpu(), seed)
     pipe.to(dtype=torch.float16).save_pretrained(out / "diffusion")
-    contrastive.write_clip(parts["clip"], parts["merges"], out / "clip")
+    model_cfg = contrastive.model_config(len(vocabulary.clip_vocabulary(parts["merges"])))
+    contrastive.write_clip(parts["clip"], parts["merges"], out / "clip", model_cfg)
     save_file({"weight": weight[None], "bias": torch.tensor([bias])}, out / "aesthetic.safetensors")
     judge.write_judge(parts["judge"], out)
     write_gpt2(out / "gpt2", seed)
@@ -71,6 +74,10 @@ def write_world(parts: dict[str, Any], out: Path, seed: int) -> None:
     }
     facts = {"seed": seed, "versions": versions, "aesthetic_head_r2_on_held_out_renders": round(r2, 4)}
     (out / "world.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def check_size(out: Path) -> None:
+    """UserError where a world is too large to ship."""
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     if size > SIZE_LIMIT:
         raise UserError(
