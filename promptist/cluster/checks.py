@@ -22,7 +22,7 @@ from promptist.cluster import slurm
 from promptist.cluster.checkpoint import COMPLETE, find_latest
 from promptist.cluster.logs import listed
 from promptist.cluster.metrics import METRICS, read_metrics
-from promptist.cluster.needs import needs_of, reward_needs
+from promptist.cluster.needs import needs_of, painter_needs
 from promptist.cluster.prefetch import readable
 from promptist.cluster.roles import World
 from promptist.errors import UserError
@@ -135,7 +135,7 @@ def inputs(patient: Patient) -> Found:
 
 def model_files(patient: Patient) -> Found:
     needed = needs_of(patient.job)
-    painters = {need.key for need in reward_needs(patient.job.reward)} if hasattr(patient.job, "reward") else set()
+    painters = {need.key for need in painter_needs(patient.job)}
     others = patient.trains or patient.kind == "evaluate"
     mine = [need for need in needed if (patient.paints if need.key in painters else others)]
     lost = []
@@ -226,22 +226,24 @@ def xformers(patient: Patient) -> Found:
 
 
 def reward(patient: Patient) -> Found:
-    """One picture through Stable Diffusion, CLIP and the aesthetic head, as the job does it."""
+    """One picture through Stable Diffusion, CLIP, the aesthetic head and held-out scorers, as the job does it."""
     from promptist.reward.messages import ImageRequest
     from promptist.reward.model import RewardModel
     from promptist.reward.service import on_own_device
 
     began = time.perf_counter()
-    model = RewardModel(on_own_device(patient.job.reward, patient.world))
+    reward = on_own_device(patient.job.reward, patient.world)
+    model = RewardModel(reward, held_out=getattr(patient.job, "held_out", []))
     loaded = time.perf_counter()
     request = ImageRequest("a red boat on the beach", "a red boat on the beach", "valid", 0)
     model.measure([request])  # the first batch compiles and allocates
     first = time.perf_counter()
     measured = model.measure([request])[0]
     seconds = time.perf_counter() - first
+    others = "".join(f", {name} {value:.3g}" for name, value in measured.extra.items())
     return Found(
         f"a batch of {model.batch} in {seconds:.2f} s after {loaded - began:.1f} s of loading; of “{request.prompt}”: "
-        f"cosine {measured.cosine:.3f}, aesthetic {measured.aesthetic:.2f}",
+        f"cosine {measured.cosine:.3f}, aesthetic {measured.aesthetic:.2f}{others}",
         same=model.fingerprint,
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,11 +21,14 @@ from promptist.errors import UserError
 if TYPE_CHECKING:
     from promptist.models.policy import ModelConfig
     from promptist.reward.clip import ClipConfig
+    from promptist.reward.held_out import HeldOutConfig
     from promptist.reward.model import RewardConfig
 
 _HUB_TIMEOUT_S = 15.0
 _WITHOUT_WEIGHTS = ["*.json", "*.txt", "*.model"]
 _WEIGHTS_INDEX = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_PICKSCORE = (("config.json",), ("model.safetensors", "pytorch_model.bin", *_WEIGHTS_INDEX))
+_PROCESSOR = (("preprocessor_config.json",), ("tokenizer_config.json",), ("tokenizer.json", "vocab.json"))
 _AESTHETIC = {  # name of the published file: (address, SHA-256)
     "sac+logos+ava1-l14-linearMSE.pth": (
         "https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/sac%2Blogos%2Bava1-l14-linearMSE.pth",
@@ -77,7 +80,15 @@ def needs_of(job: Any) -> list[Need]:
     for number, method in enumerate(getattr(job, "methods", [])):
         if method.path is not None:
             needs.append(_method(f"methods.{number}.path", method.path, job.run.root))
-    return needs + (reward_needs(job.reward) if hasattr(job, "reward") else [])
+    return needs + painter_needs(job)
+
+
+def painter_needs(job: Any) -> list[Need]:
+    """What a rank that paints loads: the reward's models and an evaluation's held-out scorers; none for SFT."""
+    if not hasattr(job, "reward"):
+        return []
+    held_out = [need for scorer in getattr(job, "held_out", []) for need in _held_out(scorer)]
+    return [*reward_needs(job.reward), *held_out]
 
 
 def reward_needs(reward: RewardConfig) -> list[Need]:
@@ -87,13 +98,47 @@ def reward_needs(reward: RewardConfig) -> list[Need]:
         "reward.diffusion.path", path, lambda: _find_pipeline(path),
         None if is_local(path) else lambda: _fetch_pipeline(path),
     )  # fmt: skip
-    head = Path(reward.aesthetic.path).expanduser()
+    return [diffusion, *_clip(reward.clip), _head("reward.aesthetic.path", reward.aesthetic.path)]
+
+
+def _head(key: str, path: str) -> Need:
+    head = Path(path).expanduser()
     known = _AESTHETIC.get(head.name)
-    aesthetic = Need(
-        "reward.aesthetic.path", str(head), lambda: _find_file(head, "reward.aesthetic.path"),
-        None if known is None else lambda: _fetch_file(head, *known),
+    return Need(
+        key, str(head), lambda: _find_file(head, key), None if known is None else lambda: _fetch_file(head, *known)
     )  # fmt: skip
-    return [diffusion, *_clip(reward.clip), aesthetic]
+
+
+def _held_out(scorer: HeldOutConfig) -> list[Need]:
+    key, needs = f"held_out.{scorer.name}", []
+    if scorer.clip is not None:
+        needs += _clip(scorer.clip, f"{key}.clip")
+    if scorer.aesthetic is not None:
+        needs.append(_head(f"{key}.aesthetic.path", scorer.aesthetic.path))
+    if scorer.head is not None:
+        needs.append(_head(f"{key}.head", scorer.head))
+    if scorer.pickscore is not None:
+        needs.append(_hugging_face(f"{key}.pickscore", scorer.pickscore, _PICKSCORE, weights=True))
+        processor = scorer.processor or scorer.pickscore
+        needs.append(_hugging_face(f"{key}.processor", processor, _PROCESSOR, weights=False))
+    return needs
+
+
+def _hugging_face(key: str, name: str, files: Sequence[tuple[str, ...]], weights: bool) -> Need:
+    """A folder or hub model that holds one of each tuple of `files`."""
+
+    def find() -> Path:
+        folder = Path(name).expanduser()
+        if not folder.is_dir():
+            if is_local(name):
+                raise UserError(f"the folder {name} does not exist; set {key}")
+            folder = _snapshot(name)
+        for names in files:
+            if not any((folder / file).is_file() for file in names):
+                raise UserError(f"{folder} has no {names[0]}; set {key} to a whole model, or get it again")
+        return folder
+
+    return Need(key, name, find, None if is_local(name) else lambda: _fetch_policy(name, weights=weights))
 
 
 def is_local(path: str) -> bool:
@@ -179,13 +224,13 @@ def _fetch_pipeline(name: str) -> None:
     StableDiffusionPipeline.download(name, safety_checker=None)  # as it is loaded: reward/diffusion.py
 
 
-def _clip(clip: ClipConfig) -> list[Need]:
-    key, name = "reward.clip.model", clip.model
+def _clip(clip: ClipConfig, room: str = "reward.clip") -> list[Need]:
+    key, name = f"{room}.model", clip.model
     if Path(name).expanduser().is_dir() or is_local(name):
-        return [Need(key, name, lambda: _find_clip_folder(Path(name).expanduser()))]
+        return [Need(key, name, lambda: _find_clip_folder(Path(name).expanduser(), key))]
     from promptist.reward.clip import check_activation
 
-    check_activation(clip)
+    check_activation(clip, room)
     import open_clip
 
     assert clip.pretrained is not None  # check_activation
@@ -194,10 +239,15 @@ def _clip(clip: ClipConfig) -> list[Need]:
     needs = []
     if tag:
         needs.append(
-            Need(key, f"{name} {clip.pretrained}", lambda: _find_clip_weights(tag), lambda: _fetch_clip_weights(tag))
+            Need(
+                key,
+                f"{name} {clip.pretrained}",
+                lambda: _find_clip_weights(tag, f"{room}.pretrained"),
+                lambda: _fetch_clip_weights(tag),
+            )
         )
     else:
-        file_key = "reward.clip.pretrained"
+        file_key = f"{room}.pretrained"
         needs.append(Need(file_key, str(weights), lambda: _find_file(weights, file_key)))
     tokenizer = open_clip.get_model_config(name)["text_cfg"].get("hf_tokenizer_name")
     if tokenizer:
@@ -207,18 +257,18 @@ def _clip(clip: ClipConfig) -> list[Need]:
     return needs
 
 
-def _find_clip_folder(folder: Path) -> Path:
+def _find_clip_folder(folder: Path, key: str) -> Path:
     for names in (("open_clip_config.json",), ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")):
         if not any((folder / name).is_file() for name in names):
-            raise UserError(f"the CLIP folder {folder} has no {names[0]}; set reward.clip.model to a complete one")
+            raise UserError(f"the CLIP folder {folder} has no {names[0]}; set {key} to a complete one")
     return folder
 
 
-def _find_clip_weights(tag: dict[str, Any]) -> Path:
+def _find_clip_weights(tag: dict[str, Any], key: str) -> Path:
     from huggingface_hub import try_to_load_from_cache
 
     if not tag.get("hf_hub"):
-        return _find_file(Path("~/.cache/clip").expanduser() / Path(tag["url"]).name, "reward.clip.pretrained")
+        return _find_file(Path("~/.cache/clip").expanduser() / Path(tag["url"]).name, key)
     repository, file = os.path.split(tag["hf_hub"])
     file = file or "open_clip_pytorch_model.bin"
     for name in ("open_clip_model.safetensors", f"{Path(file).stem}.safetensors", file):
