@@ -16,6 +16,7 @@ from promptist.errors import UserError, run_main
 _DELEGATED = {
     "demo": ("promptist.demo", "run"),
     "world": ("promptist.synthetic.cli", "main"),
+    "data": ("promptist.evaluation.data_cli", "main"),
     "humaneval": ("promptist.humaneval.cli", "main"),
 }
 
@@ -83,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     prefetch.add_argument("words", nargs="+", metavar="CONFIG", help="YAML files, and overrides key=value for all")
     prefetch.set_defaults(run=_prefetch)
 
+    verbs.add_parser("data", add_help=False, help="look at files of prompts and pairs: check-disjoint, suffixes")
     verbs.add_parser("world", add_help=False, help="the miniature world: train, quality, show")
     verbs.add_parser("humaneval", add_help=False, help="blinded human ratings of an evaluation's pictures: make, score")
     return parser

@@ -1,4 +1,4 @@
-"""`promptist world train | quality | show | unpack`."""
+"""`promptist world train | quality | show | unpack | prompts`."""
 
 from __future__ import annotations
 
@@ -48,6 +48,8 @@ def main(argv: Sequence[str]) -> int:
     show.add_argument("--out", type=Path, default=Path("runs/world-quality/contact-sheet.png"))
     unpack = verbs.add_parser("unpack", help="copy the shipped world and write the demo's prompts beside it")
     unpack.add_argument("folder", type=Path)
+    sets = verbs.add_parser("prompts", help="write the evaluation sets of a world that was unpacked without them")
+    sets.add_argument("folder", type=Path)
     options = parser.parse_args(list(argv))
 
     import torch
@@ -61,8 +63,12 @@ def main(argv: Sequence[str]) -> int:
         make(options.build, options.out or world.assets(), seed=seed, device=options.device)
         return 0
     if options.verb == "unpack":
-        for name, lines in world.unpack(options.folder).items():
-            print(f"{options.folder / name}: {lines} lines")
+        _print_files(options.folder, world.unpack(options.folder))
+        return 0
+    if options.verb == "prompts":
+        from promptist.synthetic import evaluation_sets
+
+        _print_files(options.folder, evaluation_sets.write(options.folder, world.SEED))
         return 0
     folder = options.world or world.assets()
     if options.verb == "show":
@@ -93,3 +99,8 @@ def reward_config(folder: Path):  # type: ignore[no-untyped-def]
         clip=ClipConfig(model=str(folder / "clip"), pretrained=None, dtype="float32"),
         aesthetic=AestheticConfig(path=str(folder / "aesthetic.safetensors")),
     )
+
+
+def _print_files(folder: Path, files: dict[str, int]) -> None:
+    for name, lines in files.items():
+        print(f"{folder / name}: {lines} lines")

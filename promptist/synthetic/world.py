@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from promptist.errors import UserError
-from promptist.synthetic import contrastive, diffusion, judge, prompts, rival, vae, vocabulary
+from promptist.synthetic import contrastive, diffusion, evaluation_sets, judge, prompts, rival, vae, vocabulary
 
 SEED = 1
 SIZE_LIMIT = 24 * 2**20
@@ -119,7 +119,7 @@ def write_gpt2(folder: Path, seed: int) -> None:
 
 
 def unpack(folder: Path, seed: int = SEED) -> dict[str, int]:
-    """Copies the shipped world below ``folder`` and writes the demo's prompts and pairs beside it."""
+    """Copies the shipped world below ``folder`` and writes prompts, pairs and evaluation sets beside it."""
     source = assets()
     if not (source / "world.json").exists():
         raise UserError(f"{source} holds no miniature world: build it with `promptist world train`")
@@ -130,4 +130,4 @@ def unpack(folder: Path, seed: int = SEED) -> dict[str, int]:
         else:
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copy2(item, target)
-    return prompts.write_all(folder, seed)
+    return prompts.write_all(folder, seed) | evaluation_sets.write(folder, seed)
