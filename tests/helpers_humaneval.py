@@ -25,8 +25,9 @@ def write_evaluation(
     replicas: int = 2,
     size: Callable[[str], int] = lambda method: SIDE,
 ) -> Table:
-    """User input and `ppo` (`replicas` trainings) on all prompts, `human` on the first set. The first `same` prompts were
-    left alone by `ppo`: its pictures are the user's. Each picture is random, and tells its method in its metadata."""
+    """User input and `ppo` (`replicas` trainings) on all prompts, `human` on the first set. The first `same` prompts
+    were left alone by `ppo`: its pictures are the user's. Each picture is random, and tells its method in its
+    metadata."""
     folder.mkdir(parents=True)
     generator = np.random.default_rng(5)
     measures, texts, pictures = [], [], []
@@ -60,7 +61,8 @@ def answer(study: Any, rater: int, choose: Callable[[Any, Any], str]) -> dict[st
     pairs = {pair.id: pair for pair in study.pairs}
     order = study.orders[rater - 1]
     answers = [
-        {"pair": s.pair, "left": s.left, "right": s.right, "choice": choose(pairs[s.pair], s), "ms": 1500} for s in order
+        {"pair": s.pair, "left": s.left, "right": s.right, "choice": choose(pairs[s.pair], s), "ms": 1500}
+        for s in order
     ]
     return {
         "format": "promptist-humaneval-ratings", "version": 1, "study": study.hash, "rater": rater,

@@ -25,7 +25,7 @@ def save_bars(folder: Path, preferences: Sequence[Preference], labels: Mapping[s
     # Text as text: searchable, and in a font that the reader has.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "preferences", "font.size": 10}):
         figure = Figure(figsize=(7.5, 0.5 + sum(0.42 * height + 0.75 for height in heights)), layout="constrained")
-        all_axes = figure.subplots(len(groups), 1, sharex=True, height_ratios=[h + 0.6 for h in heights], squeeze=False)
+        all_axes = figure.subplots(len(groups), 1, sharex=True, height_ratios=heights, squeeze=False)
         for axes, ((first, second), group) in zip(all_axes[:, 0], groups.items()):
             _group(axes, group)
             names = (f"{labels.get(first, first)} better", "equally good", f"{labels.get(second, second)} better")
@@ -49,8 +49,8 @@ def _group(axes: mpl.axes.Axes, group: Sequence[Preference]) -> None:
             if share > 100 * _ROOM:
                 axes.text(start + share / 2, row, f"{share:.0f}", ha="center", va="center", color=ink, fontsize=9)
         starts = [start + share for start, share in zip(starts, shares)]
-    axes.set_yticks(rows, [f"{found.set} ({found.prompts})" for found in group])
-    axes.invert_yaxis()
+    axes.set_yticks(rows, [f"{found.title} ({found.prompts})" for found in group])
+    axes.set_ylim(len(group) - 0.5, -0.5)  # downwards
     axes.set_xlim(0, 100)
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)

@@ -41,13 +41,15 @@ Bounds = tuple[float, float]
 
 @dataclass(frozen=True)
 class Preference:
-    """One comparison on one set. Shares are of all ratings, in the order first, equal, second; `net` is the first's
-    share minus the second's. `won`, `tied`, `lost` count prompts by the raters' vote. `p_holm` on the set `ALL` only,
-    where the comparisons are a family."""
+    """One comparison on one set, or on `ALL`; `title` is what readers see, the set's name where there is only one.
+    Shares are of all ratings, in the order first, equal, second; `net` is the first's share minus the second's.
+    `won`, `tied`, `lost` count prompts by the raters' vote. `p_holm` on the set `ALL` only, where the comparisons are
+    a family."""
 
     first: str
     second: str
     set: str
+    title: str
     prompts: int
     identical: int
     raters: int
@@ -159,7 +161,8 @@ def _preference(pairs: Sequence[Pair], values: NDArray[np.float64], set_name: st
     won, lost = int((votes > 0).sum()), int((votes < 0).sum())
     test = binomtest(won, won + lost) if won + lost else None
     return Preference(
-        first, second, set_name, len(pairs), sum(pair.identical for pair in pairs), values.shape[1],
+        first, second, set_name, pairs[0].set if len({pair.set for pair in pairs}) == 1 else ALL,
+        len(pairs), sum(pair.identical for pair in pairs), values.shape[1],
         int((~np.isnan(values)).sum()), (float(shares[0]), float(shares[1]), float(shares[2])),
         (_middle(drawn[:, 0]), _middle(drawn[:, 1]), _middle(drawn[:, 2])),
         float(shares[0] - shares[2]), _middle(drawn[:, 0] - drawn[:, 2]),

@@ -164,7 +164,10 @@ def draw(
                 ids = [_id(*secret, kind, len(pairs)) for kind in ("pair", "first", "second")]
                 pictures = ("", "") if same else (ids[1], ids[2])
                 pairs.append(Pair(ids[0], first, second, prompt, name, noise, replicas, pictures))
-    orders = [_order([pair for pair in pairs if not pair.identical], r, repeat, secret) for r in range(raters)]
+    shown = [pair for pair in pairs if not pair.identical]
+    if not shown:
+        raise UserError("both pictures of every pair are the same: there is nothing to rate, compare other methods")
+    orders = [_order(shown, r, repeat, secret) for r in range(raters)]
     return Study(seed, evaluation, table_hash, repeat, labels or {}, pairs, orders)
 
 

@@ -32,9 +32,10 @@ def summary(scores: Scores, labels: Mapping[str, str]) -> list[str]:
 def _preference(found: Preference, labels: Mapping[str, str]) -> str:
     first, second = labels.get(found.first, found.first), labels.get(found.second, found.second)
     a, equal, b = (percent(share) for share in found.shares)
+    group = _count(found.prompts, "prompt") + ("" if found.title == ALL else f" of {found.title}")
     text = (
         f"{first} against {second}: {first} was preferred in {a} of {found.ratings} ratings, {second} in {b}, "
-        f"{equal} were equally good ({_count(found.prompts, 'prompt')}). The difference is {points(found.net)} "
+        f"{equal} were equally good ({group}). The difference is {points(found.net)} "
         f"(95 % interval {_points(found.net_interval)}): "
     )
     if found.net_interval[0] > 0:
@@ -110,7 +111,7 @@ def markdown(scores: Scores, labels: Mapping[str, str]) -> str:
          "won / tied / lost", "share won", "p", "p (Holm)"],
         [
             [
-                f"{labels.get(f.first, f.first)} : {labels.get(f.second, f.second)}", f.set, str(f.prompts),
+                f"{labels.get(f.first, f.first)} : {labels.get(f.second, f.second)}", f.title, str(f.prompts),
                 *(f"{percent(share)} ({_percents(bounds)})" for share, bounds in zip(f.shares, f.intervals)),
                 f"{points(f.net)} ({_points(f.net_interval)})", f"{f.won} / {f.tied} / {f.lost}",
                 "" if f.won_share is None or f.won_interval is None
@@ -124,8 +125,8 @@ def markdown(scores: Scores, labels: Mapping[str, str]) -> str:
     lines += [
         "",
         "95 % intervals in brackets: of shares and differences by a bootstrap over prompts and raters, of the share "
-        f"won by Clopper and Pearson. The test is of all prompts together (set “{ALL}”); the rows of single sets are "
-        "descriptive.",
+        "won by Clopper and Pearson. The test is of all prompts of a comparison together; further rows, "
+        "of its single sets, are descriptive.",
         "",
     ]
     lines += _table(

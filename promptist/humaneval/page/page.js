@@ -198,7 +198,8 @@
   function save() {
     work.saved = new Date().toISOString();
     const text = JSON.stringify(work, null, 1);
-    const name = `ratings-${DATA.study.slice(0, 8)}-rater-${work.rater}.json`;
+    const part = work.answers.includes(null) ? "unfinished-" : "";
+    const name = `${part}ratings-${DATA.study.slice(0, 8)}-rater-${work.rater}.json`;
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
     link.download = name;
