@@ -74,9 +74,7 @@ def plan_training(
     return [_stage(works, site, roles, name=f"{base.name}.sweep", folder=folder)]
 
 
-def plan_evaluation(
-    config: Path, overrides: Sequence[str], site: ClusterConfig, shards: int = 1
-) -> list[Stage]:
+def plan_evaluation(config: Path, overrides: Sequence[str], site: ClusterConfig, shards: int = 1) -> list[Stage]:
     """One evaluation, or `shards` of it as an array and the reducer after them. UserError where they could not run."""
     job = load_job("eval", config, overrides)
     _check_evaluation(job, site)
@@ -100,10 +98,13 @@ def plan_pipeline(
     paths = [*runs.values(), run_of(eval_job)]
     if len(set(paths)) < len(paths):
         raise UserError(f"the stages of a pipeline need runs of their own, not {', '.join(map(str, paths))}: name them")
-    rows = [replace(row, path=str(runs[row.name])) if row.name in runs else row for row in eval_job.methods]
-    if "ppo" not in [row.name for row in rows]:
+    rows = [
+        replace(row, path=str(runs[row.name]), paths=[]) if row.name in runs and row.kind == "model" else row
+        for row in eval_job.methods
+    ]
+    if ("ppo", "model") not in [(row.name, row.kind) for row in rows]:
         raise UserError(f"{evaluation} has no row named ppo in `methods`: add it, or nothing of this is evaluated")
-    eval_job = replace(eval_job, methods=rows)
+    eval_job = replace(eval_job, methods=rows, reference=[str(sft_run)] if eval_job.reference else [])
     sft_roles = _check_training("sft", sft_job, site)
     # The export does not exist yet; its architecture and tokenizer are those of the model that SFT starts from.
     ppo_roles = _check_training("ppo", ppo_job, site, inputs=replace(ppo_job, model=sft_job.model))
@@ -220,27 +221,35 @@ def _check_training(kind: str, job: Any, site: ClusterConfig, inputs: Any = None
 
 def _check_evaluation(job: EvalJob, site: ClusterConfig, made: Mapping[Path, RewriteSettings] | None = None) -> None:
     """`made`: run folders that earlier stages fill, and how the models there will decode."""
-    from jobs.evaluate import common_decoder
+    from jobs.evaluate import read_prompts
+    from promptist.evaluation.entries import check_models, plain_texts
     from promptist.evaluation.methods import model_folder
-    from promptist.evaluation.prompts import load_eval_prompts
+    from promptist.evaluation.policies import decoders_of
+    from promptist.export import is_checkpoint
 
     if job.shard is not None or job.reduce is not None:
         raise UserError("shard and reduce are set by the submission: give --shards N instead")
     _check_site("eval", job, site)
     _check_site("reduce", job, site)
-    load_eval_prompts(job.prompts)
-    models = [(row, Path(row.path), _run_above(Path(row.path), made or {})) for row in job.methods if row.path]
-    common_decoder([row for row, _, run in models if run is None])
-    if made:
+    plain_texts(job.methods, read_prompts(job))
+    runs = made or {}
+    there = [row for row in job.methods if not any(_run_above(Path(p), runs) for p in [row.path or "", *row.paths])]
+    check_models(there, [path for path in job.reference if not _run_above(Path(path), runs)])
+    folders = {row.name: [model_folder(path) for path in row.models if not is_checkpoint(path)] for row in there}
+    decoders_of(folders, job.decoders == "same")
+    if made and job.decoders == "same":
         from promptist.optimize import RewriteSettings
 
-        settings = [made[run] if run else RewriteSettings.of_folder(model_folder(path)) for _, path, run in models]
-        for (row, _, _), own in zip(models, settings, strict=True):
-            if own != settings[0]:
+        settings = [(name, RewriteSettings.of_folder(own[0])) for name, own in folders.items() if own]
+        to_come = [(row, _run_above(Path(path), runs)) for row in job.methods for path in row.models]
+        settings += [(row.name, runs[run]) for row, run in to_come if run is not None]
+        for name, own in settings:
+            if own != settings[0][1]:
                 raise UserError(
-                    f"the evaluation's rows {models[0][0].name} and {row.name} would decode differently: an export of "
-                    "SFT by beam search with 8 beams and 75 tokens, one of PPO as ppo.validation_decoding and "
-                    "ppo.validation_new_tokens say; make these the same"
+                    f"the evaluation's rows {settings[0][0]} and {name} would decode differently: an export of SFT by "
+                    "beam search with 8 beams and 75 tokens, one of PPO as ppo.validation_decoding, "
+                    "ppo.validation_new_tokens and ppo.validation_pick say; make these the same, or set "
+                    "eval:decoders=own to compare models with their decoders"
                 )
     _check_resume(job, frozenset(field.name for field in fields(job)))
 

@@ -127,9 +127,10 @@ def inputs(patient: Patient) -> Found:
 
         check_sft(patient.job)
     else:
-        from promptist.evaluation.prompts import load_eval_prompts
+        from jobs.evaluate import read_prompts
+        from promptist.evaluation.entries import plain_texts
 
-        load_eval_prompts(patient.job.prompts)
+        plain_texts(patient.job.methods, read_prompts(patient.job))
     return Found("config and data files can be read")
 
 

@@ -78,8 +78,11 @@ def needs_of(job: Any) -> list[Need]:
     if hasattr(job, "model"):
         needs.append(_policy("model.path", job.model, job.run.root))
     for number, method in enumerate(getattr(job, "methods", [])):
-        if method.path is not None:
-            needs.append(_method(f"methods.{number}.path", method.path, job.run.root))
+        for path in method.models:
+            needs.append(_method(f"methods.{number}.path", path, job.run.root))
+        if method.kind == "checkpoints":
+            needs.append(_checkpoints(f"methods.{number}.path", method.path, job.run.root))
+    needs += [_method("reference", path, job.run.root) for path in getattr(job, "reference", [])]
     return needs + painter_needs(job)
 
 
@@ -163,11 +166,19 @@ def _policy(key: str, model: ModelConfig, root: str) -> Need:
 def _method(key: str, path: str, root: str) -> Need:
     def find() -> Path:
         from promptist.evaluation.methods import model_folder
+        from promptist.export import is_checkpoint
         from promptist.models.policy import ModelConfig
 
-        return _whole_policy(ModelConfig(str(model_folder(path))))
+        return Path(path) if is_checkpoint(path) else _whole_policy(ModelConfig(str(model_folder(path))))
 
     return Need(key, path, find, None, Path(path).absolute().is_relative_to(Path(root).absolute()))
+
+
+def _checkpoints(key: str, run: str, root: str) -> Need:
+    from promptist.export import checkpoints_of
+
+    made = Path(run).absolute().is_relative_to(Path(root).absolute())
+    return Need(key, run, lambda: checkpoints_of(run)[-1].parent, None, made)
 
 
 def _whole_policy(model: ModelConfig) -> Path:

@@ -1,8 +1,8 @@
-"""Rewrite, paint and measure every (method, prompt) of an evaluation; the table that statistics and report read.
+"""Rewrite, paint and measure every (method, replica, prompt) of an evaluation, as far as it has not been done.
 
 Prompts are dealt to the shards in turn, those of a shard to its ranks. Noise depends on (x, k) alone, batches are
 padded to one fixed shape, rewrites do not depend on their batch: the numbers of shards, ranks and attempts change no
-number of the table.
+number of the table (`measures.py`).
 """
 
 from __future__ import annotations
@@ -20,59 +20,83 @@ from promptist.cluster.metrics import progress_line
 from promptist.cluster.preemption import Preemption
 from promptist.cluster.roles import World
 from promptist.errors import UserError
-from promptist.evaluation.methods import MethodConfig, applies, model_folder
+from promptist.evaluation.lengths import Counter
+from promptist.evaluation.measures import text_of
+from promptist.evaluation.plan import Entry, Plan
 from promptist.evaluation.prompts import EvalPrompt
 from promptist.evaluation.statistics import Row
 from promptist.evaluation.store import ImageKey, Store
+from promptist.evaluation.timings import PICTURE, RATIO, REWRITE, Clock
 from promptist.reward.messages import ImageRequest, Measurement
 
 log = logging.getLogger(__name__)
 
 NAMESPACE = "eval"
 REWRITE_CHUNK = 32
-TABLE = "measurements.parquet"
+TABLE = "rows.parquet"
+"""Until report and statistics read `table.py`: a row per picture, as they did before."""
 
 T = TypeVar("T")
 Painter = Callable[[list[ImageRequest]], list[Measurement]]
-Rewriter = Callable[[Path, list[str]], list[str]]
-Texts = dict[str, dict[str, str]]
+Rewriter = Callable[[Path, list[str]], tuple[list[str], list[float]]]
+Ratios = Callable[[Path, Path, Mapping[str, str]], dict[str, float]]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is compared. `models`: fingerprint of the model of each row that has one. `images` per prompt are painted,
-    of which the first `pictures` are kept as files."""
+class Tools:
+    """What does the work, and loads its models when first asked.
 
-    prompts: list[EvalPrompt]
-    methods: list[MethodConfig]
-    models: Mapping[str, str]
-    images: int
-    pictures: int
-    batch: int
+    `rewrite(folder, prompts)`: one rewrite per prompt by the model in a folder, and the seconds each took;
+    `log_ratios(folder, reference_folder, {x: y})`: as `kl.log_ratios`; `count`: by the fingerprint of a ruler, texts to
+    lengths; `load_painter()`: the measuring function and the fingerprint of everything its numbers depend on.
+    """
+
+    rewrite: Rewriter
+    log_ratios: Ratios
+    count: Mapping[str, Counter]
+    load_painter: Callable[[], tuple[Painter, str]]
 
 
 class Stopped(Exception):
     """A signal asked to stop; what is finished is in the store."""
 
 
+@dataclass(frozen=True)
+class _Desk:
+    """A rank's share of the work and where it is recorded."""
+
+    plan: Plan
+    mine: Sequence[EvalPrompt]
+    folder: Path
+    store: Store
+    clock: Clock
+    stop: Preemption
+
+    def check(self) -> None:
+        if self.stop.requested is not None:
+            raise Stopped
+
+
 def work(
-    plan: Plan, prompts: Sequence[EvalPrompt], folder: Path, store: Store, world: World, rewrite: Rewriter,
-    load_painter: Callable[[], tuple[Painter, str]], stop: Preemption,
+    plan: Plan, prompts: Sequence[EvalPrompt], folder: Path, store: Store, world: World, tools: Tools, clock: Clock,
+    stop: Preemption,
 ) -> str | None:  # fmt: skip
     """Do what is missing of `prompts` (this shard's part of the plan's) in the run folder `folder`: each rank its own
     share.
 
-    `rewrite(model_folder, prompts)` gives one rewrite per prompt; `load_painter()` gives the measuring function and
-    the fingerprint of everything its numbers depend on. It is called after the rewrites, so that the policies and the
-    diffusion model need not fit into memory together. Returns that fingerprint, None where a signal stopped any rank.
-    Collective: afterwards rank 0's store holds the work of all.
+    The painter is loaded after the rewrites, so that the policies and the diffusion model need not fit into memory
+    together. Returns its fingerprint, None where a signal stopped any rank. Collective: afterwards rank 0's store holds
+    the work of all.
     """
-    mine, painter = prompts[world.rank :: world.size], ""
+    desk, painter = _Desk(plan, prompts[world.rank :: world.size], folder, store, clock, stop), ""
     try:
-        texts = {method.name: _rewrite_missing(plan, method, mine, store, rewrite, stop) for method in plan.methods}
-        _check(stop)
-        paint, painter = load_painter()
-        _paint_missing(plan, mine, texts, store, paint, painter, folder, stop)
+        for entry in plan.entries:
+            if entry.model:
+                _rewrite_missing(desk, entry, tools)
+        _count_missing(desk, tools)
+        desk.check()
+        paint, painter = tools.load_painter()
+        _paint_missing(desk, paint, painter)
         stopped = False
     except Stopped:
         log.info("eval | stopping on %s: what is finished is kept", stop.requested)
@@ -89,106 +113,102 @@ def work(
     return world.share_all(None if any(stopped for stopped, _ in parts) else painter)
 
 
-def unfinished(
-    plan: Plan, prompts: Sequence[EvalPrompt], store: Store, painter: str, folder: Path
-) -> list[EvalPrompt]:
-    """Those of `prompts` of which a rewrite, a measurement or a kept picture is missing."""
+def unfinished(plan: Plan, prompts: Sequence[EvalPrompt], store: Store, painter: str, folder: Path) -> list[EvalPrompt]:
+    """Those of `prompts` of which a rewrite, a log-ratio, a length, a measurement or a kept picture is missing."""
 
     def is_whole(prompt: EvalPrompt) -> bool:
-        texts: Texts = {}
-        for method in plan.methods:
-            y = _known_rewrite(plan, method, prompt, store)
-            if y is None and applies(method, prompt):
-                return False
-            texts[method.name] = {} if y is None else {prompt.x: y}
-        return not _missing_images(plan, [prompt], texts, store, painter, folder)
+        entries = [entry for entry in plan.entries if plan.applies(entry, prompt.x)]
+        if any(text_of(plan, entry, prompt, store) is None for entry in entries):
+            return False
+        if any(e.reference and (e.model, e.reference, prompt.x) not in store.ratios for e in entries):
+            return False
+        painted = _painted(plan, prompt, store)
+        if any((ruler.fingerprint, y) not in store.lengths for ruler in plan.rulers for y in painted):
+            return False
+        return not _missing_images(plan, [prompt], store, painter, folder)
 
     return [prompt for prompt in prompts if not is_whole(prompt)]
 
 
-def table(plan: Plan, store: Store, painter: str) -> list[Row]:
-    """The rows of a finished plan: by prompt in file order, then method in config order, then k."""
-    return list(_rows(plan, store, painter))
+def _painted(plan: Plan, prompt: EvalPrompt, store: Store) -> dict[str, str]:
+    """What is painted for a prompt -> the first method that paints it."""
+    painted: dict[str, str] = {}
+    for entry in plan.entries:
+        y = text_of(plan, entry, prompt, store)
+        if y is not None:
+            painted.setdefault(y or prompt.x, entry.method)
+    return painted
 
 
-def _known_rewrite(plan: Plan, method: MethodConfig, prompt: EvalPrompt, store: Store) -> str | None:
-    """y of a method for a prompt; None where the method has none (`human`), or it is not finished."""
-    if method.kind == "user":
-        return prompt.x
-    if method.kind == "human":
-        return prompt.human
-    return store.rewrites.get((plan.models[method.name], prompt.x))
-
-
-def _rewrite_missing(
-    plan: Plan, method: MethodConfig, mine: Sequence[EvalPrompt], store: Store, rewrite: Rewriter, stop: Preemption
-) -> dict[str, str]:
-    """x -> y for every prompt that has this method; y is empty where the model left the prompt alone."""
-    if method.kind == "model":
-        assert method.path is not None  # check_methods
-        folder, model = model_folder(method.path), plan.models[method.name]
-        missing = [p.x for p in mine if (model, p.x) not in store.rewrites]
-        progress = Progress(f"rewriting by {method.name}", "prompts", len(missing))
-        for chunk in _chunks(missing, REWRITE_CHUNK):
-            _check(stop)
-            found = rewrite(folder, chunk)
-            store.add_rewrites(model, {x: y.strip() for x, y in zip(chunk, found, strict=True)})
-            progress.advance(len(chunk))
-    known = {p.x: _known_rewrite(plan, method, p, store) for p in mine}
-    return {x: y for x, y in known.items() if y is not None}
-
-
-def _missing_images(
-    plan: Plan, prompts: Sequence[EvalPrompt], texts: Texts, store: Store, painter: str, folder: Path
-) -> dict[ImageKey, ImageRequest]:
-    wanted: dict[ImageKey, ImageRequest] = {}
-    for prompt in prompts:
-        for y in dict.fromkeys(
-            texts[m.name][prompt.x] or prompt.x for m in plan.methods if applies(m, prompt)
-        ):
-            for k in range(plan.images):
-                key = (painter, y, prompt.x, k)
-                keep = k < plan.pictures
-                if not _finished(store, key, keep, folder):
-                    wanted[key] = ImageRequest(y, prompt.x, NAMESPACE, k, keep_picture=keep)
-    return wanted
-
-
-def _paint_missing(
-    plan: Plan, mine: Sequence[EvalPrompt], texts: Texts, store: Store, paint: Painter, painter: str, folder: Path,
-    stop: Preemption,
-) -> None:  # fmt: skip
-    wanted = _missing_images(plan, mine, texts, store, painter, folder)
-    progress = Progress("painting", "images", len(wanted))
-    # One diffusion batch at a time: what a killed attempt loses is at most that, and what a stop waits for.
-    for chunk in _chunks(list(wanted), plan.batch):
-        _check(stop)
-        measured = paint([wanted[key] for key in chunk])
-        store.add_images(dict(zip(chunk, measured, strict=True)))
+def _rewrite_missing(desk: _Desk, entry: Entry, tools: Tools) -> None:
+    """Rewrites of one model, and their log-ratios while it is in memory."""
+    assert entry.folder is not None  # only the reducer knows none
+    store, name = desk.store, entry.method + (f" {entry.replica}" if entry.replica else "")
+    missing = [p.x for p in desk.mine if (entry.model, p.x) not in store.rewrites]
+    progress = Progress(f"rewriting by {name}", "prompts", len(missing))
+    for chunk in _chunks(missing, REWRITE_CHUNK):
+        desk.check()
+        found, seconds = tools.rewrite(entry.folder, chunk)
+        store.add_rewrites(entry.model, {x: y.strip() for x, y in zip(chunk, found, strict=True)})
+        desk.clock.add(REWRITE, entry.method, seconds)
+        progress.advance(len(chunk))
+    if not entry.reference:
+        return
+    assert entry.reference_folder is not None
+    missing = [p.x for p in desk.mine if (entry.model, entry.reference, p.x) not in store.ratios]
+    progress = Progress(f"log-ratios of {name}", "prompts", len(missing))
+    for chunk in _chunks(missing, REWRITE_CHUNK):
+        desk.check()
+        began = time.perf_counter()
+        rewrites = {x: store.rewrites[entry.model, x] for x in chunk}
+        ratios = tools.log_ratios(entry.folder, entry.reference_folder, rewrites)
+        store.add_ratios(entry.model, entry.reference, ratios)
+        desk.clock.add(RATIO, entry.method, [(time.perf_counter() - began) / len(chunk)] * len(chunk))
         progress.advance(len(chunk))
 
 
-def _check(stop: Preemption) -> None:
-    if stop.requested is not None:
-        raise Stopped
+def _count_missing(desk: _Desk, tools: Tools) -> None:
+    texts = list(dict.fromkeys(y for prompt in desk.mine for y in _painted(desk.plan, prompt, desk.store)))
+    for ruler in desk.plan.rulers:
+        missing = [text for text in texts if (ruler.fingerprint, text) not in desk.store.lengths]
+        if missing:
+            counts = tools.count[ruler.fingerprint](missing)
+            desk.store.add_lengths(ruler.fingerprint, dict(zip(missing, counts, strict=True)))
+
+
+def _missing_images(
+    plan: Plan, prompts: Sequence[EvalPrompt], store: Store, painter: str, folder: Path
+) -> dict[ImageKey, tuple[ImageRequest, str]]:
+    """Pictures to paint, each with the method that it is painted for."""
+    wanted: dict[ImageKey, tuple[ImageRequest, str]] = {}
+    for prompt in prompts:
+        for y, method in _painted(plan, prompt, store).items():
+            for k in range(plan.images):
+                key, keep = (painter, y, prompt.x, k), plan.keeps(y, prompt.x, k)
+                if not _finished(store, key, keep, folder):
+                    wanted[key] = (ImageRequest(y, prompt.x, NAMESPACE, k, keep_picture=keep), method)
+    return wanted
+
+
+def _paint_missing(desk: _Desk, paint: Painter, painter: str) -> None:
+    wanted = _missing_images(desk.plan, desk.mine, desk.store, painter, desk.folder)
+    progress = Progress("painting", "images", len(wanted))
+    # One diffusion batch at a time: what a killed attempt loses is at most that, and what a stop waits for.
+    for chunk in _chunks(list(wanted), desk.plan.batch):
+        desk.check()
+        began = time.perf_counter()
+        measured = paint([wanted[key][0] for key in chunk])
+        each = (time.perf_counter() - began) / len(chunk)
+        desk.store.add_images(dict(zip(chunk, measured, strict=True)))
+        methods = [wanted[key][1] for key in chunk]
+        for method in dict.fromkeys(methods):
+            desk.clock.add(PICTURE, method, [each] * methods.count(method))
+        progress.advance(len(chunk))
 
 
 def _finished(store: Store, key: ImageKey, keep: bool, folder: Path) -> bool:
     done = store.images.get(key)
     return done is not None and (not keep or (done.picture is not None and (folder / done.picture).is_file()))
-
-
-def _rows(plan: Plan, store: Store, painter: str) -> Iterator[Row]:
-    for prompt in plan.prompts:
-        for method in plan.methods:
-            if not applies(method, prompt):
-                continue
-            y = _known_rewrite(plan, method, prompt, store)
-            assert y is not None  # `unfinished` has been asked
-            for k in range(plan.images):
-                done = store.images[painter, y or prompt.x, prompt.x, k]
-                picture = done.picture if k < plan.pictures else None
-                yield Row(prompt.x, prompt.set, method.name, k, y, done.cosine, done.aesthetic, picture)
 
 
 def _gather(world: World, part: T) -> list[T]:
@@ -224,15 +244,11 @@ def read_table(path: Path) -> list[Row]:
     import pyarrow.parquet as pq
 
     if not path.is_file():
-        raise UserError(
-            f"{path.parent} holds no finished evaluation ({path.name} is missing): run jobs.evaluate first"
-        )
+        raise UserError(f"{path.parent} holds no finished evaluation ({path.name} is missing): run jobs.evaluate first")
     try:
         return [Row(**row) for row in pq.read_table(path).to_pylist()]
     except (pa.ArrowException, TypeError) as error:
-        raise UserError(
-            f"{path} is not a table of this evaluation ({error}): delete it and evaluate again"
-        ) from None
+        raise UserError(f"{path} is not a table of this evaluation ({error}): delete it and evaluate again") from None
 
 
 class Progress:

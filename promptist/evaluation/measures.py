@@ -138,8 +138,7 @@ def _relevance(cosine: float, terms: Hinge) -> float:
 
 
 def _of_text(plan: Plan, text: Text, entry: Entry, store: Store, scoring: Scoring) -> Iterator[tuple[str, float]]:
-    yield from scoring.text(text.prompt, text.painted).items()
-    yield "empty", float(not text.rewrite)
+    yield from scoring.text(text.prompt, text.rewrite).items()
     for ruler in plan.rulers:
         tokens = store.lengths[ruler.fingerprint, text.painted]
         yield ruler.metric, float(tokens)

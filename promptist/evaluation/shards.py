@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from promptist.cluster.run_folder import write_atomically
 from promptist.errors import UserError
+from promptist.evaluation.plan import Entry
 
 if TYPE_CHECKING:
     from promptist.evaluation.methods import MethodConfig
@@ -53,13 +54,15 @@ class Shard:
 class Note:
     """What `finished/shard_0003_of_0016.json` says.
 
-    `inputs`: what the shard was computed from (`inputs_of`); `painter`: fingerprint of the reward model that
-    measured, empty where the shard has no prompt; `decoder`: settings of the model rows.
+    `inputs`: what the shard was computed from (`Inputs`); `painter`: fingerprint of the reward model that measured,
+    empty where the shard has no prompt; `decoders`: settings of the model rows by method; `rulers`: how lengths were
+    measured.
     """
 
     inputs: dict[str, Any]
     painter: str
-    decoder: dict[str, Any] | None
+    decoders: dict[str, Any]
+    rulers: list[dict[str, Any]]
 
     def write(self, run: Path, shard: Shard) -> None:
         write_atomically(note_path(run, shard), json.dumps(asdict(self), indent=1) + "\n")
@@ -72,30 +75,62 @@ class Note:
         except (OSError, ValueError, TypeError):
             return None
 
+    @property
+    def entries(self) -> list[Entry]:
+        """The rows that the shard computed, without their folders."""
+        return [Entry(**row) for row in self.inputs["entries"]]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All that a shard's numbers follow from, models apart.
+
+    `prompts` is a fingerprint; `texts`: what the methods without a model make of the prompts; `references` as in the
+    config. Terms are not among them: another slope changes metrics, but nothing that a shard records.
+    """
+
+    prompts: str
+    methods: Sequence[MethodConfig]
+    texts: Mapping[str, Mapping[str, str]]
+    references: Sequence[str]
+    images: int
+    pictures: int
+    reward: RewardConfig
+    held_out: Sequence[Any]
+
+    def as_json(self, entries: Sequence[Entry]) -> dict[str, Any]:
+        """As JSON, with the rows and the fingerprints of their models.
+
+        The reward model goes in by its settings and by size and time of its files: to hash gigabytes in every shard
+        only to see that it is finished would take longer than to load them.
+        """
+        scorers = [asdict(scorer) for scorer in self.held_out]
+        painter = _painter(self.reward)
+        inputs = {
+            "prompts": self.prompts,
+            "methods": [asdict(method) for method in self.methods],
+            "entries": [_row(entry) for entry in entries],
+            "texts": hashlib.blake2b(json.dumps(self.texts, sort_keys=True).encode(), digest_size=16).hexdigest(),
+            "references": list(self.references),
+            "images": self.images,
+            "pictures": self.pictures,
+            "reward": painter,
+            "held_out": [{k: v for k, v in scorer.items() if k != "terms"} for scorer in scorers],
+            "files": _files_stamp([painter, scorers]),
+        }
+        result: dict[str, Any] = json.loads(json.dumps(inputs))  # as it will be read back
+        return result
+
 
 def note_path(run: Path, shard: Shard) -> Path:
     return run / FOLDER / f"shard_{shard.number:04d}_of_{shard.of:04d}.json"
 
 
-def inputs_of(prompts: str, methods: Sequence[MethodConfig], models: dict[str, str], images: int, pictures: int,
-              reward: RewardConfig) -> dict[str, Any]:  # fmt: skip
-    """All that a shard's numbers follow from, as JSON.
+def collect_notes(run: Path, of: int, inputs: Inputs) -> list[Note]:
+    """The notes of all `of` shards, in order.
 
-    `prompts` and `models` (by row) are fingerprints. The reward model goes in by its settings and by size and time of
-    its files: to hash gigabytes in every shard only to see that it is finished would take longer than to load them.
-    """
-    painter = {**_painter(reward), "files": _files_stamp(reward)}
-    rows = [{**asdict(m), "model": models.get(m.name)} for m in methods]
-    inputs = {"prompts": prompts, "methods": rows, "images": images, "pictures": pictures, "reward": painter}
-    result: dict[str, Any] = json.loads(json.dumps(inputs))  # as it will be read back
-    return result
-
-
-def collect_notes(run: Path, of: int, expected: dict[str, Any]) -> list[Note]:
-    """The notes of all `of` shards, in order. `expected`: the inputs that the config at hand decides by itself (no
-    models).
-
-    UserError where shards are missing, or were computed from another config, or from other models than the rest.
+    UserError where shards are missing, or were computed from another config than `inputs`, or from other models than
+    the rest.
     """
     shards = [Shard(i + 1, of) for i in range(of)]
     notes = [Note.read(run, shard) for shard in shards]
@@ -103,12 +138,12 @@ def collect_notes(run: Path, of: int, expected: dict[str, Any]) -> list[Note]:
     if len(found) < of:
         missing = [str(s) for s, note in zip(shards, notes, strict=True) if note is None]
         raise UserError(_again(run, missing, "not finished"))
-    for name, value in expected.items():
-        stale = [str(s) for s, note in zip(shards, found, strict=True) if _decided(note, name) != value]
+    for name, value in _decided(inputs.as_json([])).items():
+        stale = [str(s) for s, note in zip(shards, found, strict=True) if _decided(note.inputs)[name] != value]
         if stale:
             raise UserError(_again(run, stale, f"computed from other {name} than this config's"))
     painters = [note.painter for note in found if note.painter]
-    for what, values in (("models", [note.inputs["methods"] for note in found]), ("reward models", painters)):
+    for what, values in (("models", [note.inputs["entries"] for note in found]), ("reward models", painters)):
         if any(value != values[0] for value in values):
             raise UserError(
                 f"the {of} shards of {run} were computed by different {what}: run them all again, which does again "
@@ -117,20 +152,24 @@ def collect_notes(run: Path, of: int, expected: dict[str, Any]) -> list[Note]:
     return found
 
 
-def config_inputs(inputs: dict[str, Any]) -> dict[str, Any]:
-    """The part of `inputs_of` that a config and its prompt file decide, whatever lies in the model folders by now."""
+def _decided(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The part of `Inputs.as_json` that a config and its files of text decide, whatever lies in the model folders by
+    now; by the name under which an error speaks of it."""
     return {
         "prompts": inputs["prompts"],
-        "methods": [{k: v for k, v in row.items() if k != "model"} for row in inputs["methods"]],
+        "methods": inputs["methods"],
+        "rewrites of methods without a model": inputs["texts"],
+        "references": inputs["references"],
         "numbers of images": (inputs["images"], inputs["pictures"]),
         "reward settings": {name: inputs["reward"][name] for name in ("clip", "aesthetic")},
         # The device is the shards' business; that it was the same for all, the painter's fingerprint tells.
         "diffusion settings": {k: v for k, v in inputs["reward"]["diffusion"].items() if k != "device"},
+        "held-out scorers": inputs["held_out"],
     }
 
 
-def _decided(note: Note, name: str) -> Any:
-    return config_inputs(note.inputs)[name]
+def _row(entry: Entry) -> dict[str, Any]:
+    return {name: getattr(entry, name) for name in ("method", "replica", "kind", "model", "reference")}
 
 
 def _again(run: Path, shards: list[str], why: str) -> str:
@@ -148,13 +187,24 @@ def _painter(reward: RewardConfig) -> dict[str, Any]:
     return parts
 
 
-def _files_stamp(reward: RewardConfig) -> str:
+def _files_stamp(settings: Any) -> str:
+    """Hash of path, size and time of every file that a text in `settings` names, or that lies in a folder it names."""
     digest = hashlib.blake2b(digest_size=16)
-    for name in (reward.diffusion.path, reward.clip.model, reward.clip.pretrained, reward.aesthetic.path):
-        path = Path(name or "").expanduser()
-        files = [path] if path.is_file() else sorted(path.rglob("*")) if name and path.is_dir() else []
+    for name in _texts(settings):
+        path = Path(name).expanduser()
+        files = [path] if path.is_file() else sorted(path.rglob("*")) if path.is_dir() else []
         for file in files:
             state = file.stat()
             if file.is_file():
                 digest.update(f"{file} {state.st_size} {state.st_mtime_ns}\n".encode())
     return digest.hexdigest()
+
+
+def _texts(settings: Any) -> Iterator[str]:
+    if isinstance(settings, dict):
+        settings = list(settings.values())
+    if isinstance(settings, list):
+        for value in settings:
+            yield from _texts(value)
+    elif isinstance(settings, str) and settings:
+        yield settings

@@ -8,6 +8,7 @@ before the clock starts. What a killed attempt did counts as well, so a piece of
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,19 @@ import numpy as np
 
 FOLDER, SUMMARY = "timings", "timings.json"
 REWRITE, PICTURE, RATIO = "rewrite", "picture", "log_ratio"
+
+
+class Stopwatch:
+    """Seconds of each piece of work that is done in batches: `lap(n)` when n more are done."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._last = time.perf_counter()
+
+    def lap(self, pieces: int) -> None:
+        now = time.perf_counter()
+        self.seconds += [(now - self._last) / pieces] * pieces
+        self._last = now
 
 
 class Clock:
