@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
     check = verbs.add_parser(
         "check-disjoint",
         help="see that no evaluation prompt occurs in training files",
-        description="Texts are compared without case, spacing and punctuation at the end; exit code 64 where one occurs.",
+        description="Compared without case, spacing and punctuation at the end; exit code 64 where one occurs.",
     )
     check.add_argument("evaluation", type=Path, metavar="EVAL", help="evaluation prompts: JSONL, or text")
     check.add_argument("files", type=Path, nargs="+", metavar="FILE", help="training prompts or pairs: JSONL, or text")

@@ -45,6 +45,13 @@ class Diversity:
     modifiers: tuple[tuple[str, int], ...]
     self_bleu: float | None
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """The single numbers by name, in order, for tables; `self_bleu` where there is one."""
+        names = ("top_suffix_share", "unchanged", "distinct_suffixes", "suffix_entropy", "distinct_modifiers")
+        bleu = {} if self.self_bleu is None else {"self_bleu": self.self_bleu}
+        return {**{name: float(getattr(self, name)) for name in names}, **bleu}
+
 
 def diversity(rewrites: Sequence[tuple[str, str]]) -> Diversity:
     """Figures of the pairs (x, y); an empty y leaves x as it is. ValueError for no pair."""

@@ -28,6 +28,10 @@ def test_suffixes_by_hand() -> None:
     assert found.distinct_suffixes == 3 / 6
     assert found.distinct_modifiers == 3
     assert found.modifiers == (("4k", 3), ("rainbow", 3), ("fog", 1))
+    assert {**found.figures, "suffix_entropy": 0, "self_bleu": 0} == {
+        "top_suffix_share": 0.5, "unchanged": 1 / 3, "distinct_suffixes": 0.5, "suffix_entropy": 0,
+        "distinct_modifiers": 3.0, "self_bleu": 0,
+    }  # fmt: skip
 
 
 def test_entropy_against_scipy() -> None:
@@ -52,6 +56,7 @@ def test_a_method_that_leaves_all_as_it_is_counts_as_uniform() -> None:
 
 def test_one_rewrite_has_no_self_bleu() -> None:
     assert diversity([("a cat", "a cat, fog")]).self_bleu is None
+    assert "self_bleu" not in diversity([("a cat", "a cat, fog")]).figures
     with pytest.raises(ValueError, match="at least two"):
         self_bleu(["a cat"])
     with pytest.raises(ValueError, match="no rewrite"):

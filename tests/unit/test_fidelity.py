@@ -158,3 +158,24 @@ def test_a_broken_lexicon_is_refused(tmp_path: Path, content: str, words: str) -
 def test_a_missing_lexicon_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         Lexicon.load(tmp_path / "lexicon.yaml")
+
+
+def test_real_prompts_with_modifiers_behind_them_keep_everything(data_folder: Path) -> None:
+    """What people write: odd characters, lists, weights, questions, other languages."""
+    prompts = [
+        line
+        for name in ("imagereward_benchmark", "pickapic_train", "t2i_compbench_train")
+        for line in (data_folder / "prompts" / f"{name}.txt").read_text("utf-8").splitlines()
+    ]
+    lost = [x for x in prompts[::4] if text_metrics(x, f"{x.upper()}, golden hour, 8k", LEXICON) != KEPT]
+    assert lost == []
+    assert len(prompts) > 5_000
+
+
+def test_real_prompts_that_lose_their_last_word_lose_something(data_folder: Path) -> None:
+    prompts = (data_folder / "prompts" / "t2i_compbench_train.txt").read_text("utf-8").splitlines()[:400]
+    kept = [
+        text_metrics(x, x.rstrip(". ").rsplit(" ", 1)[0], LEXICON)["words_kept"] for x in prompts if x.count(" ") > 3
+    ]
+    # The last word is a noun, as good as always ("a frog near a frog" keeps it).
+    assert sum(share < 1 for share in kept) / len(kept) > 0.95
