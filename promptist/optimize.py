@@ -16,7 +16,7 @@ from typing import Any, Literal, overload
 from promptist.data.text import decode_response, effective_prompt, load_tokenizer, prompt_ids
 from promptist.decoding.config import DecodingConfig
 from promptist.decoding.decode import decode, pad_batch
-from promptist.decoding.pick import PICK_SEED, Pick, asked_for, check_pick, place_of
+from promptist.decoding.pick import PICK_SEED, Pick, asked_for, check_pick, keys_of, place_of
 from promptist.errors import UserError
 
 SETTINGS = "promptist.json"
@@ -32,9 +32,8 @@ def _demo_decoding() -> DecodingConfig:
 class RewriteSettings:
     """How a model's rewrites are decoded; the contents of `promptist.json`.
 
-    `pick`: of the beams of a prompt, `best` takes the one the search ranks first, `hash` one that prompt text and
-    `pick_seed` decide (docs/remedies.md): different prompts get beams of different ranks, the same prompt always the
-    same one.
+    `pick`: `best` takes the response that the search ranks first; with `hash` prompt text and `pick_seed` decide which
+    beam it is, or what is drawn by method `sample` (docs/remedies.md). The same prompt always gets the same rewrite.
     """
 
     decoding: DecodingConfig = field(default_factory=_demo_decoding)
@@ -44,10 +43,6 @@ class RewriteSettings:
 
     def __post_init__(self) -> None:
         check_pick("pick", self.pick, self.decoding)
-        if self.decoding.method == "sample":
-            raise UserError(
-                "a rewrite must not depend on chance: use method beam, diverse_beam or greedy, not sample"
-            )
         if self.max_new_tokens < 1:
             raise UserError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
 
@@ -158,8 +153,8 @@ def rewrite_all(
     pick: Pick = "best",
     pick_seed: int = PICK_SEED,
 ) -> list[str]:
-    """The rewrite of each prompt by `decoding` (not `sample`): the first response or, by `hash`, the one `place_of`
-    names; "" where the model writes nothing.
+    """The rewrite of each prompt by `decoding`: the first response or, by `hash`, the one that its text decides; ""
+    where the model writes nothing.
 
     A prompt's padded length comes from its own length, and every batch has `batch` rows: in float32 on a
     CPU a rewrite depends on its prompt alone, bit for bit. `progress(n)` is called after every n more
@@ -178,7 +173,15 @@ def rewrite_all(
             chunk = places[start : start + batch]
             input_ids, mask = pad_batch([encoded[place] for place in chunk], batch, length, eos)
             found = decode(
-                model, input_ids.to(device), mask.to(device), max_new_tokens, decoding, eos, eos, num_return=count
+                model,
+                input_ids.to(device),
+                mask.to(device),
+                max_new_tokens,
+                decoding,
+                eos,
+                eos,
+                num_return=count,
+                keys=keys_of(decoding, pick_seed, [prompts[place] for place in chunk]),
             )
             for i, place in enumerate(chunk):
                 beam = place_of(pick, count, pick_seed, prompts[place])

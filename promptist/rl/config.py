@@ -104,11 +104,6 @@ class PPOConfig:
                 f"ppo.new_tokens_max ({self.new_tokens_max}) is below ppo.new_tokens_min "
                 f"({self.new_tokens_min}); give a range from min to max."
             )
-        if self.validation_decoding.method == "sample":
-            raise UserError(
-                "ppo.validation_decoding.method must be beam, diverse_beam or greedy: "
-                "a validation that draws is not fixed."
-            )
         check_pick("ppo.validation_pick", self.validation_pick, self.validation_decoding)
         self._check_remedies()
 

@@ -12,7 +12,7 @@ from promptist.data.order import shard
 from promptist.data.prompts import drop_long
 from promptist.data.text import decode_response, prompt_ids
 from promptist.decoding.decode import decode, pad_batch
-from promptist.decoding.pick import PICK_SEED, asked_for, place_of
+from promptist.decoding.pick import PICK_SEED, asked_for, keys_of, place_of
 from promptist.reward.client import RewardClient
 from promptist.reward.terms import combine
 from promptist.rl.collect import gather
@@ -29,7 +29,8 @@ class Validation:
 
     The prompts are the first `ppo.validation_prompts` different ones of `data.valid`; none is repeated to
     fill up a rank's share. Noises are the keys `0..validation_images-1` of the namespace "valid", which
-    training never paints with. The rewrite is the decoder's first or, by `ppo.validation_pick`, one of its beams.
+    training never paints with. The rewrite is the decoder's first or, by `ppo.validation_pick`, the one
+    that its text decides.
     """
 
     def __init__(self, job: PPOJob, tokenizer: Any, rank: int, ranks: int) -> None:
@@ -87,6 +88,7 @@ class Validation:
                     eos,
                     eos,
                     count,
+                    keys_of(ppo.validation_decoding, PICK_SEED, [x for _, x, _ in chunk]),
                 )
                 for i, (row, x, tokens) in enumerate(chunk):
                     beam = place_of(ppo.validation_pick, count, PICK_SEED, x)

@@ -11,6 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from promptist.data.text import decode_response, load_tokenizer, prompt_ids
 from promptist.decoding.config import DecodingConfig
+from promptist.decoding.decode import decode
 from promptist.decoding.pick import place_of
 from promptist.errors import UserError
 from promptist.optimize import Promptist, RewriteSettings
@@ -85,6 +86,21 @@ def test_hash_takes_one_of_the_beams_of_each_prompt(folder: Path) -> None:
     assert found != [of[0] for of in beams]
     assert [promptist.rewrites([x])[0] for x in PROMPTS] == found
     assert load(folder, settings[1]).rewrites(PROMPTS) != found
+
+
+def test_hash_fixes_the_draws_of_a_sample(folder: Path) -> None:
+    """What one prompt alone draws with the counters of its text, in any batch and at any time."""
+    decoding = DecodingConfig(method="sample", temperature=0.8, top_p=0.9)
+    promptist = load(folder, RewriteSettings(decoding, 10, "hash", 3))
+    eos, expected = promptist.tokenizer.eos_token_id, []
+    for x in PROMPTS:
+        ids = torch.tensor([prompt_ids(promptist.tokenizer, x)])
+        key = ("pick-rewrite", 3, x.strip())
+        found = decode(promptist.model, ids, torch.ones_like(ids), 10, decoding, eos, eos, 1, [key])
+        expected.append(decode_response(promptist.tokenizer, found.sequences[0, 0, : found.lengths[0, 0]].tolist()))
+    assert promptist.rewrites(PROMPTS) == expected
+    assert [promptist.rewrites([x])[0] for x in PROMPTS] == expected
+    assert load(folder, RewriteSettings(decoding, 10, "hash", 4)).rewrites(PROMPTS) != expected
 
 
 def test_progress_counts_every_prompt(folder: Path) -> None:

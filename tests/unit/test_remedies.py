@@ -213,7 +213,8 @@ def test_hash_uses_all_beams_evenly_and_knows_a_prompt_again() -> None:
         ({"kl_horizon": 100.0}, "at least one batch"),
         ({"diversity_coef": -0.1}, "must not be negative"),
         ({"validation_pick": "any"}, "use best or hash"),
-        ({"validation_pick": "hash", "validation_decoding": DecodingConfig("greedy")}, "returns one"),
+        ({"validation_pick": "hash", "validation_decoding": DecodingConfig("greedy")}, "has one response"),
+        ({"validation_decoding": DecodingConfig("sample")}, "must not depend on chance"),
     ],
 )
 def test_impossible_remedies_are_refused(wrong: dict[str, Any], message: str) -> None:
