@@ -4,8 +4,8 @@
         [--config configs/miniature/ppo.yaml] [--prompts FILE ...] [--images 2] [--out FILE.json]
 
 A row is `FOLDER[:DECODER]`: a run or model folder, decoded as its `promptist.json` says; `:best` the demo's beam
-search, `:N` diverse beam search with N beams in N groups, one of them picked by the hash of the prompt. Prompts are
-those of `data.valid` of the config (never a test set), or of files with one prompt a line, or JSONL. All rows paint
+search, `:N` diverse beam search with N beams in N groups, one of them picked by the hash of the prompt, `:tT` samples
+at temperature T with top_p 0.9, their draws fixed by the prompt. Prompts are those of `data.valid` of the config (never a test set), or of files with one prompt a line, or JSONL. All rows paint
 under the noises 0, 1, ... of the namespace "valid". Measurements are kept in `--store` and not painted again.
 
 Printed: score (gain + relevance hinge) and its difference to the plain prompt, aesthetic gain, change of the raw cosine
@@ -79,6 +79,10 @@ def rewrites_of(row: str, prompts: list[str]) -> list[str]:
     settings = None
     if decoder == "best":
         settings = RewriteSettings()
+    elif decoder.startswith("t"):
+        settings = RewriteSettings(
+            DecodingConfig("sample", temperature=float(decoder[1:]), top_p=0.9), NEW_TOKENS, "hash"
+        )
     elif decoder:
         beams = int(decoder)
         settings = RewriteSettings(DecodingConfig("diverse_beam", beams, beams), NEW_TOKENS, "hash")
