@@ -5,8 +5,9 @@
 
 A row is `FOLDER[:DECODER]`: a run or model folder, decoded as its `promptist.json` says; `:best` the demo's beam
 search, `:N` diverse beam search with N beams in N groups, one of them picked by the hash of the prompt, `:tT` samples
-at temperature T with top_p 0.9, their draws fixed by the prompt. Prompts are those of `data.valid` of the config (never a test set), or of files with one prompt a line, or JSONL. All rows paint
-under the noises 0, 1, ... of the namespace "valid". Measurements are kept in `--store` and not painted again.
+at temperature T with top_p 0.9, their draws fixed by the prompt. Prompts are those of `data.valid` of the config (never
+a test set), or of files with one prompt a line, or JSONL. All rows paint under the noises 0, 1, ... of the namespace
+"valid". Measurements are kept in `--store` and not painted again.
 
 Printed: score (gain + relevance hinge) and its difference to the plain prompt, aesthetic gain, change of the raw cosine
 against the plain prompt's picture in standard deviations of plain prompts' cosines, each with its standard error over
