@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,11 @@ def _vocabulary() -> list[str]:
     return letters + [letter + "</w>" for letter in letters] + merged + ["<start_of_text>", "<end_of_text>"]
 
 
-def _write_pipeline(folder: Path) -> None:
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+def _tokenizer() -> Any:
+    from transformers import CLIPTokenizer
 
-    tokens = _vocabulary()
-    vocab = {token: number for number, token in enumerate(tokens)}
-    tokenizer = CLIPTokenizer(
-        vocab=vocab,
+    return CLIPTokenizer(
+        vocab={token: number for number, token in enumerate(_vocabulary())},
         merges=[tuple(merge.split()) for merge in _MERGES],
         bos_token="<start_of_text>",
         eos_token="<end_of_text>",
@@ -41,19 +39,52 @@ def _write_pipeline(folder: Path) -> None:
         pad_token="<end_of_text>",
         model_max_length=TEXT_TOKENS,
     )
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(vocab),
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            max_position_embeddings=TEXT_TOKENS,
-            bos_token_id=vocab["<start_of_text>"],
-            eos_token_id=vocab["<end_of_text>"],
-            pad_token_id=vocab["<end_of_text>"],
-        )
+
+
+def _text_config() -> dict[str, Any]:
+    """A transformers CLIPTextConfig, but for the projection."""
+    vocab = _tokenizer().get_vocab()
+    return {
+        "vocab_size": len(vocab),
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": TEXT_TOKENS,
+        "bos_token_id": vocab["<start_of_text>"],
+        "eos_token_id": vocab["<end_of_text>"],
+        "pad_token_id": vocab["<end_of_text>"],
+    }
+
+
+def write_tiny_pickscore(folder: Path) -> None:
+    """A transformers CLIPModel with tokenizer and image settings, random weights of the caller's random state.
+
+    As in PickScore's CLIP-H: exact GELU, bicubic to the shortest edge, OpenAI's mean and deviation.
+    """
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 12, "patch_size": 4}
+    text = _text_config()
+    config = CLIPConfig(
+        text_config={**text, "hidden_act": "gelu"}, vision_config={**vision, "hidden_act": "gelu"}, projection_dim=EMBED
     )
+    model = CLIPModel(config)
+    for parameter in model.parameters():  # initialised so small that all pictures look alike
+        if parameter.ndim > 1:
+            parameter.data.mul_(20)
+    model.save_pretrained(folder)
+    _tokenizer().save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 12}, crop_size={"height": 12, "width": 12}).save_pretrained(folder)
+
+
+def _write_pipeline(folder: Path) -> None:
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    tokenizer = _tokenizer()
+    text_encoder = CLIPTextModel(CLIPTextConfig(**_text_config()))
     unet = UNet2DConditionModel(
         sample_size=SIZE // 2,
         block_out_channels=(8, 16),
@@ -91,17 +122,16 @@ def _write_pipeline(folder: Path) -> None:
     pipeline.save_pretrained(folder)
 
 
-def _write_clip(folder: Path) -> None:
+def write_tiny_clip(folder: Path, embed: int = EMBED, mean: Sequence[float] = (0.5, 0.45, 0.4)) -> None:
+    """An open_clip folder with random weights, of the caller's random state."""
     import open_clip
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True)
     with gzip.open(folder / "bpe.txt.gz", "wt", encoding="utf-8") as stream:
-        stream.write(
-            "\n".join(["#version: 0.2", *_MERGES])
-        )  # no newline at the end: it would add an empty merge
+        stream.write("\n".join(["#version: 0.2", *_MERGES]))  # no newline at the end: it would add an empty merge
     model_cfg: dict[str, Any] = {
-        "embed_dim": EMBED,
+        "embed_dim": embed,
         "quick_gelu": True,
         "vision_cfg": {"image_size": SIZE, "layers": 1, "width": 16, "head_width": 8, "patch_size": 4},
         "text_cfg": {
@@ -113,7 +143,7 @@ def _write_clip(folder: Path) -> None:
             "tokenizer_kwargs": {"bpe_path": "bpe.txt.gz"},
         },
     }
-    preprocess_cfg = {"mean": [0.5, 0.45, 0.4], "std": [0.25, 0.26, 0.27], "interpolation": "bicubic"}
+    preprocess_cfg = {"mean": list(mean), "std": [0.25, 0.26, 0.27], "interpolation": "bicubic"}
     model = open_clip.CLIP(
         **{name: model_cfg[name] for name in ("embed_dim", "quick_gelu")},
         vision_cfg=model_cfg["vision_cfg"],
@@ -141,7 +171,7 @@ def make_tiny_reward(folder: str | Path, *, images: int = 2, batch: int = 3) -> 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         _write_pipeline(root / "sd")
-        _write_clip(root / "clip")
+        write_tiny_clip(root / "clip")
         head = {"weight": torch.randn(1, EMBED), "bias": torch.tensor([5.0])}
         save_file(head, root / "aesthetic.safetensors")
     return {

@@ -158,7 +158,7 @@ class PickScorer:
         path = _path(config.pickscore)
         processor = _path(config.processor) or path
         try:
-            model = CLIPModel.from_pretrained(path, dtype=DTYPES[dtype])
+            model, info = CLIPModel.from_pretrained(path, dtype=DTYPES[dtype], output_loading_info=True)
             self.tokenizer = AutoTokenizer.from_pretrained(processor)
             self.settings = AutoImageProcessor.from_pretrained(processor)
         except Exception as error:  # OSError, ValueError, KeyError, safetensors and hub errors
@@ -167,10 +167,10 @@ class PickScorer:
                 f"({type(error).__name__}: {' '.join(str(error).split())[:300]}); set pickscore (and processor) to "
                 "folders, or to hub names that `promptist prefetch` has fetched"
             ) from error
-        if model.config.model_type != "clip":
+        if lacking := sorted(info["missing_keys"]):  # which transformers fills with random numbers
             raise UserError(
-                f"held_out.{config.name}: {path} is a model of type {model.config.model_type}, not a CLIPModel as "
-                "PickScore is"
+                f"held_out.{config.name}: {path} is no CLIPModel as PickScore is: it lacks {len(lacking)} of its "
+                f"weights, such as {lacking[0]}"
             )
         self.model = model.eval().requires_grad_(False).to(device)
         self.dtype, self.device, self.batch = DTYPES[dtype], device, batch
