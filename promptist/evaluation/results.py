@@ -24,7 +24,7 @@ class Interval:
 
     def excludes_zero(self) -> bool:
         """False also where an end is NaN (too few prompts for an interval)."""
-        return self.low > 0 or self.high < 0
+        return bool(self.low > 0 or self.high < 0)  # NumPy's bool is none of JSON's
 
     def over(self, unit: float) -> Interval:
         return Interval(self.low / unit, self.high / unit)
