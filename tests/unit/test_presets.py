@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from jobs.evaluate import EvalJob
 from promptist import config as configs
 from promptist.errors import UserError
 from promptist.rl.config import PPOJob
@@ -19,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 PRESETS: dict[str, type] = {
     "configs/paper/sft.yaml": SFTJob,
     "configs/paper/ppo.yaml": PPOJob,
+    "configs/paper/eval.yaml": EvalJob,
     "configs/released/ppo.yaml": PPOJob,
 }
 # What a reader would first compare with the publication, written down a second time, by hand.
@@ -36,6 +38,11 @@ PAPER_SFT = {
     "model.path": "gpt2-xl", "sft.batch": 256, "sft.steps": 15000, "optimizer.lr": 5e-5,
     "data.max_length": 512,
     "optimizer.betas": [0.9, 0.999], "optimizer.eps": 1e-6, "optimizer.weight_decay": 0.1,
+}  # fmt: skip
+PAPER_EVAL = {
+    "images": 3, "reference": ["runs/paper-sft"], "held_out.0.head": "weights/sa_0_4_vit_l_14_linear.pth",
+    "held_out.1.head": "weights/ava+logos-l14-linearMSE.pth", "held_out.2.pickscore": "yuvalkirstain/PickScore_v1",
+    "held_out.2.processor": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
 }  # fmt: skip
 RELEASED_PPO = {
     "ppo.batch": 256, "ppo.epochs": 4, "decoding.beams": 16, "decoding.groups": 16, "reward.terms.images": 2,
@@ -71,6 +78,7 @@ def test_loads_into_the_job_that_reads_it(path: str) -> None:
     [
         ("configs/paper/ppo.yaml", PAPER_PPO),
         ("configs/paper/sft.yaml", PAPER_SFT),
+        ("configs/paper/eval.yaml", PAPER_EVAL),
         ("configs/released/ppo.yaml", RELEASED_PPO),
     ],
 )
@@ -103,6 +111,10 @@ def test_leaves_no_default_unsaid(path: str) -> None:
     unread |= {key for key in loaded if sampling.search(key)}
     if PRESETS[path] is SFTJob:
         unread |= {"logging.samples", "logging.samples_every"}
+    if PRESETS[path] is EvalJob:
+        unread |= {"shard", "reduce"}  # they belong on the command line
+        kinds = re.compile(r"methods\.\d+\.(path|paths|text|pairs)$|held_out\.\d+\.\w+$")  # keys of other kinds
+        unread |= {key for key in loaded if kinds.match(key) and not loaded[key]}
     assert set(loaded) - stated - unread == set()
 
 
@@ -113,6 +125,12 @@ def test_batch_divides_over_the_usual_numbers_of_ranks(path: str, ranks: int) ->
     assert job.per_rank(ranks) * ranks == job.ppo.batch
     with pytest.raises(UserError, match="training ranks"):
         job.per_rank(7)
+
+
+def test_evaluation_measures_what_training_rewards() -> None:
+    training = configs.load(PPOJob, ROOT / "configs/paper/ppo.yaml").reward
+    evaluation = configs.load(EvalJob, ROOT / "configs/paper/eval.yaml").reward
+    assert configs.differences(training, evaluation) == []
 
 
 def test_differences_are_documented() -> None:
@@ -130,4 +148,4 @@ def test_presets_cover_every_section() -> None:
     for path, cls in PRESETS.items():
         stated = yaml.safe_load((ROOT / path).read_text("utf-8"))
         sections = {field.name for field in dataclasses.fields(cls)}
-        assert sections - set(stated) <= {"value_optimizer", "roles"}, path
+        assert sections - set(stated) <= {"value_optimizer", "roles", "shard", "reduce"}, path
