@@ -17,7 +17,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, stats
+from scipy import special, stats
 
 from promptist.evaluation.results import CONFIDENCE, NO_INTERVAL, Interval
 from promptist.rng import generator
@@ -57,61 +57,80 @@ def training_variance(differences: Array) -> float:
     return (squares.trainings - squares.residual) / len(differences)
 
 
-@dataclass(frozen=True)
-class Trainings:
-    """What a comparison has to reckon with from its trainings: `variance` v_R between them, known as well as `df`
-    degrees of freedom allow."""
+def typical_training_variance(family: Sequence[Array]) -> float:
+    """v_R as it is usual in a family of comparisons `D [P, R]`: the geometric mean of the variances of the trainings'
+    means, s^2 = MS_R / P, less that of what the residual puts into them, MS_E / P.
 
-    variance: float = 0.0
+    On the log scale one unsteady set does not speak for all (Smyth 2004 shrinks such variances there, too);
+    exp(log(d / 2) - digamma(d / 2)) undoes the bias of the logarithm of a chi-square with d = R - 1 degrees of freedom.
+    Comparisons without any spread between trainings are left out. 0 for an empty family.
+    """
+    logs, rests = [], []
+    for differences in family:
+        squares, half = mean_squares(differences), (differences.shape[1] - 1) / 2
+        if squares.trainings > 0 and squares.residual > 0:
+            logs.append(np.log(squares.trainings / len(differences)) + np.log(half) - special.digamma(half))
+            rests.append(np.log(squares.residual / len(differences)))
+    return max(float(np.exp(np.mean(logs)) - np.exp(np.mean(rests))), 0.0) if logs else 0.0
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What a comparison takes from its family (`statistics.spreads`).
+
+    `prompts`: the variance between prompts (of the means over trainings) is reckoned to be at least this.
+    `trainings`: v_R, known as well as `df` degrees of freedom allow.
+    """
+
+    prompts: float = 0.0
+    trainings: float = 0.0
     df: int = 1
 
 
-def analytic_interval(differences: Array, trainings: Trainings, confidence: float = CONFIDENCE) -> Interval:
-    """mean -+ sqrt(t_{P-1}^2 s^2 / P + t_df^2 v_R / R), s the standard deviation of the prompts' means over trainings.
+def prompt_variance(differences: Array) -> float:
+    """Variance between the prompts' means over trainings; 0 if P < 2."""
+    return float(np.var(differences.mean(1), ddof=1)) if len(differences) > 1 else 0.0
 
-    With R = 1 the paired t interval. Each part keeps the quantile of its own degrees of freedom (Banerjee 1960: the
-    coverage is then at least the nominal one, whatever the ratio of the parts). NaN if P < 2.
-    """
+
+def degrees_of_freedom(variance: float, prompts: int, trainings: int, spread: Spread) -> float:
+    """Of the variance of the mean, v / P + v_R / R, after Satterthwaite 1946; v is known with P - 1."""
+    parts = variance / prompts, spread.trainings / trainings
+    if parts[1] == 0:
+        return prompts - 1
+    return sum(parts) ** 2 / (parts[0] ** 2 / (prompts - 1) + parts[1] ** 2 / spread.df)
+
+
+def analytic_interval(differences: Array, spread: Spread, confidence: float = CONFIDENCE) -> Interval:
+    """mean -+ t sqrt(v / P + v_R / R), v the variance of the prompts' means over trainings, t Student's quantile with
+    `degrees_of_freedom`. With R = 1 and nothing from a family the paired t interval. NaN if P < 2."""
     if len(differences) < 2:
         return NO_INTERVAL
-    mean, half = float(differences.mean()), _half(differences, trainings, 1 - confidence)
+    mean, half = float(differences.mean()), _half(differences, spread, 1 - confidence)
     return Interval(mean - half, mean + half)
 
 
-def p_value(differences: Array, trainings: Trainings) -> float:
+def p_value(differences: Array, spread: Spread) -> float:
     """The level at which `analytic_interval` just touches 0; two-sided. NaN if P < 2."""
-    prompts = len(differences)
-    if prompts < 2:
+    if len(differences) < 2:
         return float("nan")
     mean = abs(float(differences.mean()))
-    row = differences.mean(1)
-    error = float(np.std(row, ddof=1) / np.sqrt(prompts))
     if mean <= 1e-12 * float(np.max(np.abs(differences))):
         return 1.0
-    if trainings.variance == 0 or error == 0:
-        df, scale = (
-            (prompts - 1, error) if trainings.variance == 0 else (trainings.df, _training_error(differences, trainings))
-        )
-        return float(2 * stats.t.sf(mean / scale, df)) if scale > 0 else 0.0
-    smallest = -700.0
-    if _half(differences, trainings, float(np.exp(smallest))) < mean:
-        return 0.0
-    return float(
-        np.exp(optimize.brentq(lambda x: _half(differences, trainings, float(np.exp(x))) - mean, smallest, 0.0))
-    )
+    error, df = _error(differences, spread)
+    return float(2 * stats.t.sf(mean / error, df)) if error > 0 else 0.0
 
 
-def _training_error(differences: Array, trainings: Trainings) -> float:
-    return float(np.sqrt(trainings.variance / differences.shape[1]))
+def _half(differences: Array, spread: Spread, alpha: float) -> float:
+    error, df = _error(differences, spread)
+    return float(stats.t.isf(alpha / 2, df) * error) if error > 0 else 0.0
 
 
-def _half(differences: Array, trainings: Trainings, alpha: float) -> float:
-    prompts = len(differences)
-    error = np.std(differences.mean(1), ddof=1) / np.sqrt(prompts)
-    arms = stats.t.isf(alpha / 2, prompts - 1) * error
-    if trainings.variance > 0:
-        arms = np.hypot(arms, stats.t.isf(alpha / 2, trainings.df) * _training_error(differences, trainings))
-    return float(arms)
+def _error(differences: Array, spread: Spread) -> tuple[float, float]:
+    """Standard error of the mean and its degrees of freedom."""
+    prompts, trainings = differences.shape
+    variance = max(prompt_variance(differences), spread.prompts)
+    error = float(np.sqrt(variance / prompts + spread.trainings / trainings))
+    return error, degrees_of_freedom(variance, prompts, trainings, spread) if error > 0 else prompts - 1
 
 
 class Bootstrap:
@@ -147,33 +166,37 @@ class Bootstrap:
         self.by_prompt = _sorted(by_prompt)
         self.pigeonhole = _sorted(pigeonhole)
 
-    def interval(self, index: int, trainings: Trainings, confidence: float = CONFIDENCE) -> Interval:
+    def interval(self, index: int, spread: Spread, confidence: float = CONFIDENCE) -> Interval:
         """Of comparison `index`. NaN if P < 2.
 
-        R = 1: BCa (Efron 1987). R > 1: at each end the farther of the pigeonhole bootstrap's percentile, and of the
-        BCa interval over prompts put together with Student's t for the few trainings by the square root of the sum of
-        squares (MOVER, Zou and Donner 2008): resampling R = 3 trainings alone could never reach beyond the best and
-        the worst of them.
+        R = 1: BCa (Efron 1987), stretched where the family's variance between prompts is the larger one. R > 1: at
+        each end the farther of the pigeonhole bootstrap's percentile, and of that BCa interval over prompts put
+        together with Student's t for the few trainings by the square root of the sum of squares (MOVER, Zou and Donner
+        2008), both on the degrees of freedom of the analytic interval: resampling R = 3 trainings alone could never
+        reach beyond the best and the worst of them.
         """
         if self.prompts < 2:
             return NO_INTERVAL
-        mean, scale = float(self.mean[index]), float(self.scale[index])
-        tail = (1 - confidence) / 2
-        low, high = (
-            (_quantile(self.by_prompt[:, index], level) for level in self._bca_levels(index, tail))
-            if scale > 0
-            else (0.0, 0.0)
-        )
-        below, above = scale * max(-low, 0.0), scale * max(high, 0.0)
+        mean, scale, tail = float(self.mean[index]), float(self.scale[index]), (1 - confidence) / 2
+        if scale == 0:
+            return Interval(mean, mean)
+        own = float(np.var(self.rows[:, index], ddof=1)) * scale**2
+        variance = max(own, spread.prompts)
+        stretch = scale * (np.sqrt(variance / own) if own > 0 else 1.0)
+        low, high = (_quantile(self.by_prompt[:, index], level) for level in self._bca_levels(index, tail))
         if self.trainings == 1:
-            return Interval(mean + scale * low, mean + scale * high)
-        if trainings.variance > 0:
-            arm = stats.t.isf(tail, trainings.df) * np.sqrt(trainings.variance / self.trainings)
-            below, above = float(np.hypot(below, arm)), float(np.hypot(above, arm))
+            return Interval(mean + stretch * low, mean + stretch * high)
+        if variance > 0 or spread.trainings > 0:
+            t = stats.t.isf(tail, degrees_of_freedom(variance, self.prompts, self.trainings, spread))
+            stretch *= t / stats.t.isf(tail, self.prompts - 1)
+            arm = t * np.sqrt(spread.trainings / self.trainings)
+        else:
+            arm = 0.0
+        below, above = np.hypot(stretch * max(-low, 0.0), arm), np.hypot(stretch * max(high, 0.0), arm)
         drawn = self.pigeonhole[:, index]
         below = max(below, -scale * _quantile(drawn, tail))
         above = max(above, scale * _quantile(drawn, 1 - tail))
-        return Interval(mean - below, mean + above)
+        return Interval(float(mean - below), float(mean + above))
 
     def _bca_levels(self, index: int, tail: float) -> tuple[float, float]:
         """Efron 1987, equations 6.6 and 6.8; the acceleration of a mean is its skewness / (6 sqrt(P))."""

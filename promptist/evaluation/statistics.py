@@ -19,10 +19,12 @@ from promptist.evaluation.crossed import (
     RESAMPLES,
     Array,
     Bootstrap,
-    Trainings,
+    Spread,
     analytic_interval,
     p_value,
+    prompt_variance,
     training_variance,
+    typical_training_variance,
 )
 from promptist.evaluation.results import (
     ALL,
@@ -40,7 +42,7 @@ from promptist.evaluation.table import Scores, Table
 
 __all__ = [
     "ALL", "METRICS", "NO_INTERVAL", "RESAMPLES", "Comparison", "Difference", "Interval", "Level", "Results", "Row",
-    "analyse", "compare_all", "default_pairs", "prompt_scores", "trainings_of",
+    "analyse", "compare_all", "default_pairs", "prompt_scores", "spreads",
 ]  # fmt: skip
 
 LENGTHS = (0, 10, 20, 30, 40)
@@ -103,9 +105,9 @@ def compare_all(comparisons: Sequence[Comparison], seed: int = 0) -> list[Differ
     families: dict[str, list[int]] = {}
     for i, comparison in enumerate(comparisons):
         families.setdefault(comparison.metric, []).append(i)
-    trainings: dict[int, Trainings] = {}
+    spread: dict[int, Spread] = {}
     for members in families.values():
-        trainings |= zip(members, trainings_of([comparisons[i] for i in members]), strict=True)
+        spread |= zip(members, spreads([comparisons[i] for i in members]), strict=True)
     shapes: dict[tuple[int, ...], list[int]] = {}
     for i, comparison in enumerate(comparisons):
         shapes.setdefault(comparison.values.shape, []).append(i)
@@ -115,40 +117,47 @@ def compare_all(comparisons: Sequence[Comparison], seed: int = 0) -> list[Differ
             bootstrap = Bootstrap([comparisons[i].values for i in chunk], seed)
             for column, i in enumerate(chunk):
                 size = len(families[comparisons[i].metric])
-                found[i] = _difference(comparisons[i], trainings[i], bootstrap, column, size)
+                found[i] = _difference(comparisons[i], spread[i], bootstrap, column, size)
     return [found[i] for i in range(len(comparisons))]
 
 
-def trainings_of(family: Sequence[Comparison]) -> list[Trainings]:
-    """The variance between trainings that each comparison of one metric has to reckon with.
+def spreads(family: Sequence[Comparison]) -> list[Spread]:
+    """What each comparison of one metric takes from the others, so that luck does not look like certainty.
 
-    It is the larger of its own estimate and the mean of the family's (those over all sets apart from those of single
-    sets): from R = 3 trainings an own estimate often comes out near 0 by luck, and the mean is what keeps such luck
-    from looking like certainty. Degrees of freedom: R - 1, twice that where two trained methods and two pairs or more
-    stand behind the mean.
+    Prompts: at least the mean variance of the pair's single sets. A set whose few disasters happen not to be among its
+    prompts has a mean too high and a variance too low at once; the other sets know better.
+
+    Trainings: the larger of the own estimate and the family's usual one (`typical_training_variance`; comparisons over
+    all sets apart from those of single sets), for an own estimate from R = 3 often comes out near 0. Degrees of
+    freedom: R - 1, twice that where two trained methods and two pairs or more stand behind the usual one.
     """
-    own = [training_variance(c.values) if min(c.values.shape) > 1 else None for c in family]
-    methods = {m for c, v in zip(family, own, strict=True) if v is not None for m in c.trained}
-    pairs = {(c.method, c.baseline) for c, v in zip(family, own, strict=True) if v is not None}
-    independent = min(2, len(methods), len(pairs))
+    crossed = [i for i, c in enumerate(family) if min(c.values.shape) > 1]
+    methods = {m for i in crossed for m in family[i].trained}
+    pairs = {(family[i].method, family[i].baseline) for i in crossed}
+    independent = max(1, min(2, len(methods), len(pairs)))
+    usual = {
+        whole: typical_training_variance([family[i].values for i in crossed if (family[i].set == ALL) == whole])
+        for whole in (False, True)
+    }
+    own: dict[tuple[str, str], list[float]] = {}
+    for c in family:
+        if c.set != ALL and len(c.values) > 1:
+            own.setdefault((c.method, c.baseline), []).append(prompt_variance(c.values))
     found = []
-    for comparison, variance in zip(family, own, strict=True):
-        if variance is None:
-            found.append(Trainings())
-            continue
-        pool = [
-            (v, c.values.shape[1] - 1)
-            for c, v in zip(family, own, strict=True)
-            if v is not None and (c.set == ALL) == (comparison.set == ALL)
-        ]
-        mean = sum(v * df for v, df in pool) / sum(df for _, df in pool)
-        found.append(Trainings(max(variance, mean, 0.0), (comparison.values.shape[1] - 1) * max(independent, 1)))
+    for i, c in enumerate(family):
+        alike = own.get((c.method, c.baseline), []) if c.set != ALL else []
+        prompts = sum(alike) / len(alike) if alike else 0.0
+        if i in crossed:
+            trainings = max(training_variance(c.values), usual[c.set == ALL], 0.0)
+            found.append(Spread(prompts, trainings, (c.values.shape[1] - 1) * independent))
+        else:
+            found.append(Spread(prompts))
     return found
 
 
-def _difference(c: Comparison, trainings: Trainings, bootstrap: Bootstrap, column: int, size: int) -> Difference:
+def _difference(c: Comparison, spread: Spread, bootstrap: Bootstrap, column: int, size: int) -> Difference:
     corrected = 1 - (1 - CONFIDENCE) / size  # Bonferroni
-    p = p_value(c.values, trainings)
+    p = p_value(c.values, spread)
     several = c.values.shape[1] > 1
     return Difference(
         set=c.set,
@@ -157,15 +166,15 @@ def _difference(c: Comparison, trainings: Trainings, bootstrap: Bootstrap, colum
         baseline=c.baseline,
         prompts=len(c.values),
         mean=float(c.values.mean()),
-        t=analytic_interval(c.values, trainings),
-        bootstrap=bootstrap.interval(column, trainings),
-        t_corrected=analytic_interval(c.values, trainings, corrected),
-        bootstrap_corrected=bootstrap.interval(column, trainings, corrected),
+        t=analytic_interval(c.values, spread),
+        bootstrap=bootstrap.interval(column, spread),
+        t_corrected=analytic_interval(c.values, spread, corrected),
+        bootstrap_corrected=bootstrap.interval(column, spread, corrected),
         p=p,
         p_corrected=min(1.0, size * p) if np.isfinite(p) else p,
         comparisons=size,
         by_replica=[float(v) for v in c.values.mean(0)],
-        training_sd=float(np.sqrt(trainings.variance)) if several else None,
+        training_sd=float(np.sqrt(spread.trainings)) if several else None,
         unit=c.unit,
     )
 
