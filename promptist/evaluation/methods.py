@@ -113,11 +113,6 @@ def _check_keys(method: MethodConfig) -> None:
         raise UserError(f"{row}: an entry of `paths` is empty or stands twice; each is a training of its own")
 
 
-def applies(method: MethodConfig, prompt: EvalPrompt) -> bool:
-    """Whether the prompt has this row."""
-    return method.kind != "human" or prompt.human is not None
-
-
 def texts_of(method: MethodConfig, prompts: Sequence[EvalPrompt]) -> dict[str, str]:
     """x -> y of a row whose text needs no model, for the prompts that have it; "" where it leaves the prompt as it is
     (kinds `user` and `best_of`).
