@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -144,15 +145,15 @@ def tensors(folder: Path) -> dict[str, Any]:
     return found
 
 
-def assert_same_run(a: Path, b: Path) -> None:
-    """Metrics, final weights and both networks' optimisers, bit by bit."""
+def assert_same_run(a: Path, b: Path, tensors_at_least: int = 20) -> None:
+    """Metrics, final weights and the networks' optimisers, bit by bit."""
     assert deterministic(a) == deterministic(b)
     for export in ("export", "export-best"):
         name = f"{export}/model.safetensors"
         assert (a / name).read_bytes() == (b / name).read_bytes(), name
     left, right = tensors(a / "checkpoints" / "step_000004"), tensors(b / "checkpoints" / "step_000004")
     assert left.keys() == right.keys()
-    assert len(left) > 20
+    assert len(left) > tensors_at_least
     assert [name for name in left if not torch.equal(left[name], right[name])] == []
 
 
@@ -209,6 +210,42 @@ def test_one_process_and_two_give_the_same_numbers_and_a_signal_costs_nothing(wo
     assert "reference checked" in alone(REFERENCE, world, "run.name=alone").ok().stdout
     mpirun(2, "jobs.ppo", [world, "run.name=pair"], timeout_s=TIMEOUT_S).ok()
     assert_same_run(folder / "alone", folder / "pair")
+
+
+def test_all_remedies_at_once_resume_exactly(world: Path, mpirun: Mpirun) -> None:
+    """Killed after step 3 and gone on with, against one that came through; no value network, the KL coefficient moves.
+
+    Two training ranks, then one process for the start: a group's rewrites, noises and rarity know no ranks.
+    """
+    remedies = [
+        "ppo.group=2", "ppo.baseline=group", "ppo.chunk=2", "ppo.diversity_coef=0.1", "ppo.kl_schedule=adaptive",
+        "ppo.kl_target=0.5", "ppo.kl_horizon=20", "ppo.validation_pick=hash", "reward.terms.fidelity=5",
+        "reward.terms.gate={tolerance: 0.05}",
+    ]  # fmt: skip
+    runs = world.parent / "runs"
+    assert mpirun(3, RUNS, [world, "all_calm/1/-1", "all_killed/1/3", *remedies], timeout_s=TIMEOUT_S).returncode != 0
+    assert [line["step"] for line in deterministic(runs / "all_killed")] == [0, 1, 2, 3]
+    mpirun(3, RUNS, [world, "all_killed/1/-1", *remedies], timeout_s=TIMEOUT_S).ok()
+    assert_same_run(runs / "all_killed", runs / "all_calm", tensors_at_least=5)
+    metrics = deterministic(runs / "all_calm")
+    coefs = [line["kl_coef"] for line in metrics[1:]]
+    assert coefs[:2] == [0.2, pytest.approx(0.2 * (1 - 0.2 * 8 / 20))]  # the first KL is 0
+    assert len(set(coefs)) == 4
+    assert not [name for line in metrics for name in line if "value" in name or "variance" in name]
+    assert not (runs / "all_calm" / "checkpoints" / "step_000004" / "value").exists()
+    assert json.loads((runs / "all_calm" / "export" / "promptist.json").read_text("utf-8"))["pick"] == "hash"
+    for step in (1, 3):
+        rollouts = read_rollouts(runs / "all_calm" / "rollouts" / f"step_{step:06d}.parquet")
+        for first, second in zip(rollouts[::2], rollouts[1::2], strict=True):
+            assert (first.x, first.ks, first.aesthetic_x) == (second.x, second.ks, second.aesthetic_x)
+    # Two pictures of each rewrite, and two of each prompt for its whole group.
+    assert [line["images"] for line in metrics[1:] if line["images"] > 2 * 8 + 2 * 4] == []
+    one = alone("jobs.ppo", world, "run.name=all_one", "ppo.iterations=1", *remedies, "roles.reward_per_node=null").ok()
+    assert "finished" in one.stderr
+    of_step_1 = [read_rollouts(runs / name / "rollouts" / "step_000001.parquet") for name in ("all_one", "all_calm")]
+    for left, right in zip(*of_step_1, strict=True):
+        for name in ("row", "x", "y", "response_ids", "ks", "aesthetic_y", "cosine_y", "aesthetic_x", "cosine_x"):
+            assert getattr(left, name) == getattr(right, name), name
 
 
 def test_a_dead_reward_rank_ends_the_world(world: Path, mpirun: Mpirun) -> None:
