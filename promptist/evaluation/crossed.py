@@ -182,7 +182,7 @@ class Bootstrap:
             return Interval(mean, mean)
         own = float(np.var(self.rows[:, index], ddof=1)) * scale**2
         variance = max(own, spread.prompts)
-        stretch = scale * (np.sqrt(variance / own) if own > 0 else 1.0)
+        stretch = scale * float(np.sqrt(variance / own) if own > 0 else 1.0)
         low, high = (_quantile(self.by_prompt[:, index], level) for level in self._bca_levels(index, tail))
         if self.trainings == 1:
             return Interval(mean + stretch * low, mean + stretch * high)
@@ -194,9 +194,9 @@ class Bootstrap:
             arm = 0.0
         below, above = np.hypot(stretch * max(-low, 0.0), arm), np.hypot(stretch * max(high, 0.0), arm)
         drawn = self.pigeonhole[:, index]
-        below = max(below, -scale * _quantile(drawn, tail))
-        above = max(above, scale * _quantile(drawn, 1 - tail))
-        return Interval(float(mean - below), float(mean + above))
+        below = max(float(below), -scale * _quantile(drawn, tail))
+        above = max(float(above), scale * _quantile(drawn, 1 - tail))
+        return Interval(mean - below, mean + above)
 
     def _bca_levels(self, index: int, tail: float) -> tuple[float, float]:
         """Efron 1987, equations 6.6 and 6.8; the acceleration of a mean is its skewness / (6 sqrt(P))."""

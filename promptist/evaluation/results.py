@@ -90,8 +90,9 @@ class Level:
     """One method on one set: plain means over prompts and trainings, and what its rewrites look like.
 
     `empty` and `distinct` are shares of the prompts: of rewrites that left the prompt alone, and of different
-    texts among the rewrites. `corpus` holds the figures of all rewrites of a set together (diversity), the mean over
-    trainings. `length` is the bucket of the prompts' length in GPT-2 tokens, empty for all lengths.
+    texts among the rewrites. `corpus` holds the figures of all rewrites of a set together (`diversity.py`), the mean
+    over trainings; `top_suffix` is the addition of the training that repeats itself most. `length` is the bucket of
+    the prompts' length in GPT-2 tokens, empty for all lengths.
     """
 
     set: str
@@ -103,13 +104,14 @@ class Level:
     distinct: float
     replicas: int = 1
     corpus: dict[str, float] = field(default_factory=dict)
+    top_suffix: str = ""
     length: str = ""
 
 
 @dataclass(frozen=True)
 class Results:
-    """`levels` by set, `lengths` by length of the prompt over all sets. `pairs` are the (method, baseline) compared;
-    `comparisons` is the size of each metric's family."""
+    """`levels` by set, `lengths` by length of the prompt over all sets. `pairs` are the (method, baseline) compared,
+    `comparisons` the size of each metric's family, `trained` the methods that are models."""
 
     sets: list[str]
     methods: list[str]
@@ -119,6 +121,7 @@ class Results:
     metrics: list[str] = field(default_factory=lambda: list(METRICS))
     pairs: list[tuple[str, str]] = field(default_factory=list)
     comparisons: dict[str, int] = field(default_factory=dict)
+    trained: list[str] = field(default_factory=list)
 
     @property
     def whole(self) -> str:
@@ -145,6 +148,16 @@ class Results:
                 plain["in_units"] = {"mean": units[0], "low": units[1].low, "high": units[1].high}
         without: dict[str, Any] = _without_nan(data)
         return without
+
+
+def held_out(metrics: Sequence[str]) -> list[str]:
+    """Of each held-out scorer the metric that comes nearest to the reward: its reward, else score, else aesthetic."""
+    scorers = dict.fromkeys(m.rpartition(".")[0] for m in metrics if "." in m)
+    nearest = (
+        next((m for part in ("reward", "score", "aesthetic") if (m := f"{scorer}.{part}") in metrics), None)
+        for scorer in scorers
+    )
+    return [m for m in nearest if m is not None]
 
 
 def default_pairs(methods: Sequence[str]) -> list[tuple[str, str]]:

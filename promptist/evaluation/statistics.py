@@ -26,6 +26,7 @@ from promptist.evaluation.crossed import (
     training_variance,
     typical_training_variance,
 )
+from promptist.evaluation.diversity import diversity
 from promptist.evaluation.results import (
     ALL,
     CONFIDENCE,
@@ -96,6 +97,7 @@ def analyse(table: Table, seed: int = 0, pairs: Sequence[tuple[str, str]] | None
         metrics=table.metrics,
         pairs=pairs,
         comparisons=family,
+        trained=[m for m in table.methods if m in {measure.method for measure in table.measures if measure.model}],
     )
 
 
@@ -258,13 +260,14 @@ def _level(
         return None
     means = {}
     for metric in table.metrics:
-        found = scores[metric, method]
-        chosen = [i for i, prompt in enumerate(found.prompts) if prompt in prompts]
+        measured = scores[metric, method]
+        chosen = [i for i, prompt in enumerate(measured.prompts) if prompt in prompts]
         if chosen:
-            means[metric] = float(np.mean(found.values[chosen]))
-    rewrites: dict[int, list[str]] = {}
+            means[metric] = float(np.mean(measured.values[chosen]))
+    rewrites: dict[int, list[tuple[str, str]]] = {}
     for text in own:
-        rewrites.setdefault(text.replica, []).append(text.rewrite)
+        rewrites.setdefault(text.replica, []).append((text.prompt, text.rewrite))
+    found = [] if length else [diversity(pairs) for pairs in rewrites.values()]
     return Level(
         set=name,
         method=method,
@@ -272,7 +275,13 @@ def _level(
         images=images.get(method, 0),
         means=means,
         empty=sum(not t.rewrite for t in own) / len(own),
-        distinct=float(np.mean([len(set(texts)) / len(texts) for texts in rewrites.values()])),
+        distinct=float(np.mean([len({y for _, y in pairs}) / len(pairs) for pairs in rewrites.values()])),
         replicas=len(rewrites),
+        corpus=_means([d.figures for d in found]),
+        top_suffix=max(found, key=lambda d: d.top_suffix_share).top_suffix if found else "",
         length=length,
     )
+
+
+def _means(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([own[name] for own in figures])) for name in (figures[0] if figures else ())}
