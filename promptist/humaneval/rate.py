@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 from PIL import Image
 
 from promptist.errors import UserError
@@ -83,11 +82,11 @@ def page(study: Study) -> str:
     data = json.dumps({"study": study.hash, **study.public()}, ensure_ascii=False)
     environment = Environment(undefined=StrictUndefined, autoescape=True, keep_trailing_newline=True)
     return environment.from_string((room / "index.html").read_text(encoding="utf-8")).render(
-        script=Markup(script),
-        style=Markup(style),
+        script=script,
+        style=style,
         script_hash=_csp_hash(script),
         style_hash=_csp_hash(style),
-        data=Markup(data.replace("<", "\\u003c")),  # no prompt can end the element
+        data=data.replace("<", "\\u003c"),  # no prompt can end the element
         raters=len(study.orders),
     )
 
