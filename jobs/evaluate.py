@@ -85,6 +85,10 @@ class EvalJob:
             raise UserError("prompts is empty: name a file of evaluation prompts, or several")
         check_methods(self.methods)
         check_held_out(self.held_out)
+        for scorer in self.held_out:
+            same = (scorer.clip, scorer.aesthetic) == (self.reward.clip, self.reward.aesthetic)
+            if same or scorer.head == self.reward.aesthetic.path:
+                raise UserError(f"held_out: {scorer.name} is the training reward itself, so it is not held out")
         if self.decoders not in ("same", "own"):
             raise UserError(f"decoders is {self.decoders!r}; use same or own")
         if self.images < 1:
@@ -129,8 +133,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. images=8, shard=3/16, reduce=16")
     arguments = parser.parse_args(argv)
     job = load(EvalJob, arguments.config, arguments.overrides)
-    prompts = read_prompts(job)
-    texts = plain_texts(job.methods, prompts)
+    prompts, texts = read_inputs(job)
     # A missing model is better known now than after an hour of painting.
     if not job.reduce:
         check_models(job.methods, job.reference)
@@ -159,11 +162,15 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def read_prompts(job: EvalJob) -> list[EvalPrompt]:
-    """The evaluation prompts of a config; UserError where one of them was trained on."""
+def read_inputs(job: EvalJob) -> tuple[list[EvalPrompt], dict[str, dict[str, str]]]:
+    """The prompts of a config, and what the methods without a model make of them.
+
+    UserError where a file is missing or broken, and where a prompt was trained on.
+    """
     prompts = load_eval_prompts(job.prompts)
     check_disjoint([prompt.x for prompt in prompts], job.disjoint_from)
-    return prompts
+    Lexicon.load(job.lexicon)
+    return prompts, plain_texts(job.methods, prompts)
 
 
 def evaluate(

@@ -221,8 +221,8 @@ def _check_training(kind: str, job: Any, site: ClusterConfig, inputs: Any = None
 
 def _check_evaluation(job: EvalJob, site: ClusterConfig, made: Mapping[Path, RewriteSettings] | None = None) -> None:
     """`made`: run folders that earlier stages fill, and how the models there will decode."""
-    from jobs.evaluate import read_prompts
-    from promptist.evaluation.entries import check_models, plain_texts
+    from jobs.evaluate import read_inputs
+    from promptist.evaluation.entries import check_models
     from promptist.evaluation.methods import model_folder
     from promptist.evaluation.policies import decoders_of
     from promptist.export import is_checkpoint
@@ -231,7 +231,7 @@ def _check_evaluation(job: EvalJob, site: ClusterConfig, made: Mapping[Path, Rew
         raise UserError("shard and reduce are set by the submission: give --shards N instead")
     _check_site("eval", job, site)
     _check_site("reduce", job, site)
-    plain_texts(job.methods, read_prompts(job))
+    read_inputs(job)
     runs = made or {}
     there = [row for row in job.methods if not any(_run_above(Path(p), runs) for p in [row.path or "", *row.paths])]
     check_models(there, [path for path in job.reference if not _run_above(Path(path), runs)])

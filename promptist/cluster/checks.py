@@ -127,10 +127,9 @@ def inputs(patient: Patient) -> Found:
 
         check_sft(patient.job)
     else:
-        from jobs.evaluate import read_prompts
-        from promptist.evaluation.entries import plain_texts
+        from jobs.evaluate import read_inputs
 
-        plain_texts(patient.job.methods, read_prompts(patient.job))
+        read_inputs(patient.job)
     return Found("config and data files can be read")
 
 

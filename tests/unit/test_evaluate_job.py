@@ -23,6 +23,7 @@ from promptist.evaluation.shards import Shard
 from promptist.evaluation.table import MEASUREMENTS, PICTURES, TEXTS, read_table
 from promptist.reward.messages import ImageRequest, Measurement
 from promptist.reward.model import RewardModel
+from promptist.rl.config import PPOJob
 from tests.conftest import REPOSITORY
 from tests.helpers_evaluation import MODELS, make_tiny_evaluation
 
@@ -326,9 +327,17 @@ def test_bad_combinations(config: Path) -> None:
         (["prompts=[]"], "prompts is empty"),
         (["prompts=[1]"], "prompts must be a path"),
         (["held_out.1.name=rival"], "two held-out scorers are called rival"),
+        ([f"held_out.1.head={config.parent}/reward/aesthetic.safetensors"], "v1 is the training reward itself"),
     ):
         with pytest.raises(UserError, match=words):
             load(EvalJob, config, overrides)
+
+
+def test_training_knows_no_held_out_scorer(tmp_path: Path) -> None:
+    config = tmp_path / "ppo.yaml"
+    config.write_text(f"base: {REPOSITORY}/configs/demo/ppo.yaml\nheld_out: [{{name: v1, head: x}}]\n")
+    with pytest.raises(UserError, match="unknown key `held_out`"):
+        load(PPOJob, config)
 
 
 def test_what_is_refused_before_anything_is_painted(config: Path, request: pytest.FixtureRequest) -> None:
