@@ -62,7 +62,11 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",  # diffusers 0.42 needs it
     packages=find_packages(include=["promptist", "promptist.*", "jobs"]),
-    package_data={"promptist.synthetic": ["assets/**"], "promptist.humaneval": ["page/*"]},
+    package_data={
+        "promptist.synthetic": ["assets/**"],
+        "promptist.humaneval": ["page/*"],
+        "promptist.evaluation": ["assets/*"],
+    },
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
     entry_points={"console_scripts": ["promptist = promptist.cli:main"]},

@@ -1,14 +1,15 @@
-"""Figures of the report: training curves as inline SVG, and the picture grid for a README as one PNG.
+"""Figures of the report as inline SVG, and the picture grid for a README as one PNG.
 
 Built on matplotlib's `Figure` alone, never `pyplot`: no global state, no display.
 """
 
 from __future__ import annotations
 
+import html
 import io
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,50 +18,110 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from PIL import Image
+
+from promptist.evaluation.thumbnails import load
 
 # Drawn in a colour nobody uses, then renamed, so that text and axes follow the page's light or dark theme.
 _INK = "#010203"
-_LINE, _SECOND = "#2f7ed8", "#e07b39"
+# Told apart with every kind of colour vision, on white and on black; the markers differ as well.
+_COLOURS = ("#2f7ed8", "#e07b39", "#2a9d74", "#b565a7", "#a8871a", "#7a7f85", "#c8443c")
+_MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a plot; `name` is for the legend, empty where there is only one line."""
+    """One line of a plot; `name` is for the legend, empty where there is only one line. `marks` are words beside its
+    points."""
 
     x: list[float]
     y: list[float]
     name: str = ""
+    marks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Dots:
+    """One method in a plot of rows: `values[i]` belongs to row i, with its interval; None where it has none. `style` is
+    its place among colours and markers, the same in all plots of a page."""
+
+    name: str
+    values: list[float | None]
+    intervals: list[tuple[float, float] | None]
+    style: int
 
 
 def curve_svg(title: str, xlabel: str, series: Sequence[Series]) -> str:
     """An `<svg>` element without outer size, to be scaled by CSS. Noisy lines get a running mean on top of
     themselves.
     """
+
+    def draw(axes: Any) -> None:
+        for line, colour in zip(series, _COLOURS, strict=False):
+            x, y = np.asarray(line.x), np.asarray(line.y)
+            window = len(y) // 12
+            if window >= 3 and not line.marks:
+                axes.plot(x, y, color=colour, alpha=0.3, linewidth=1)
+                y = _running_mean(y, window)
+            marker = "o" if len(x) <= 12 or line.marks else None
+            axes.plot(x, y, color=colour, linewidth=2, label=line.name, marker=marker, markersize=4)
+            for place, mark in enumerate(line.marks):
+                axes.annotate(mark, (x[place], y[place]), xytext=(3, 4), textcoords="offset points", fontsize=8)
+        axes.set_xlabel(xlabel)
+        axes.grid(alpha=0.15, color=_INK)
+        if any(line.name for line in series):
+            axes.legend(frameon=False, fontsize=9)
+
+    return _svg(title, f"Curve: {title} over {xlabel}", (4.4, 2.7), draw)
+
+
+def dots_svg(title: str, rows: Sequence[str], dots: Sequence[Dots], described: str) -> str:
+    """An `<svg>`: a row for each name, in it a dot with its interval for each method. `described` is its text
+    alternative. Rows run downwards, so that it stays readable on a narrow screen."""
+    step = 0.8 / max(len(dots), 1)
+
+    def draw(axes: Any) -> None:
+        axes.axvline(0, color=_INK, linewidth=0.8, alpha=0.5)
+        for i, found in enumerate(dots):
+            colour, marker = _COLOURS[found.style % len(_COLOURS)], _MARKERS[found.style % len(_MARKERS)]
+            shift = (i - (len(dots) - 1) / 2) * step
+            label: str | None = found.name
+            for row, (value, ends) in enumerate(zip(found.values, found.intervals, strict=True)):
+                if value is None:
+                    continue
+                if ends is not None:
+                    axes.plot(ends, [row + shift] * 2, color=colour, linewidth=1.6, alpha=0.8)
+                axes.plot(
+                    [value], [row + shift], color=colour, marker=marker, markersize=5, linestyle="none", label=label
+                )
+                label = None
+        for row in range(1, len(rows)):
+            axes.axhline(row - 0.5, color=_INK, linewidth=0.6, alpha=0.15)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="x", alpha=0.15, color=_INK)
+        axes.figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9, handletextpad=0.2)
+
+    height = 0.9 + 0.16 * -(-len(dots) // 3) + len(rows) * max(0.24, 0.13 * len(dots))
+    return _svg(title, described, (4.6, height), draw)
+
+
+def _svg(title: str, described: str, inches: tuple[float, float], draw: Callable[[Any], None]) -> str:
     style: dict[str, Any] = {
         "svg.fonttype": "none",  # text stays text: small, searchable, in the page's font
         "svg.hashsalt": title,  # ids that repeat from run to run, and differ from plot to plot of a page
         "text.color": _INK, "axes.edgecolor": _INK, "axes.labelcolor": _INK,
         "xtick.color": _INK, "ytick.color": _INK,
         "font.size": 10,
+        "text.parse_math": False,  # a set may be called anything
+        "axes.unicode_minus": True,
     }  # fmt: skip
     with mpl.rc_context(style):
-        figure = Figure(figsize=(4.4, 2.7), layout="constrained")
+        figure = Figure(figsize=inches, layout="constrained")
         axes = figure.subplots()
-        for line, colour in zip(series, (_LINE, _SECOND), strict=False):
-            x, y = np.asarray(line.x), np.asarray(line.y)
-            window = len(y) // 12
-            if window >= 3:
-                axes.plot(x, y, color=colour, alpha=0.3, linewidth=1)
-                y = _running_mean(y, window)
-            marker = "o" if len(x) <= 12 else None
-            axes.plot(x, y, color=colour, linewidth=2, label=line.name, marker=marker, markersize=4)
+        draw(axes)
         axes.set_title(title, fontsize=11, loc="left")
-        axes.set_xlabel(xlabel)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.15, color=_INK)
-        if any(line.name for line in series):
-            axes.legend(frameon=False, fontsize=9)
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = out.getvalue()
@@ -69,7 +130,7 @@ def curve_svg(title: str, xlabel: str, series: Sequence[Series]) -> str:
     svg = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", svg)
     svg = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", svg)
     svg = re.sub(r"font: [^;]*?(\d+(?:\.\d+)?)px[^;\"]*", r"font-size: \1px; font-family: inherit", svg)
-    return svg.replace("<svg ", f'<svg role="img" aria-label="Curve: {title} over {xlabel}" ', 1)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(described)}" ', 1)
 
 
 def _running_mean(y: np.ndarray, window: int) -> np.ndarray:
@@ -119,8 +180,7 @@ def save_grid(out: Path, columns: Sequence[str], rows: Sequence[Sequence[Cell]],
                 figure.add_artist(Rectangle(box[:2], *box[2:], facecolor="#f1f1ee", edgecolor="none"))
             else:
                 axes = figure.add_axes(box)
-                with Image.open(picture) as image:
-                    axes.imshow(np.asarray(image.convert("RGB")), interpolation="lanczos")
+                axes.imshow(np.asarray(load(picture)), interpolation="lanczos")
                 axes.set_axis_off()
             figure.text(
                 left / width, (top - side - 0.05) / height, "\n".join(texts[r][c]), va="top", fontsize=7,

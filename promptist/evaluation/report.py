@@ -1,122 +1,161 @@
-"""From a finished evaluation to what people read: report.html, results.json, results.csv, results.md,
+"""From a finished evaluation to what people read: report.html, results.json, results.csv, results.md, prompts.csv,
 grid.png.
 
-The page is self-contained: pictures and plots stand inside the file, which opens from disk without a network.
-The prompts that are shown are taken at even distances through each set, never by score.
+The page is one file that opens from disk without a network: plots, tables, and a small picture of every prompt and
+method at one noise stand inside; larger ones and the other noises are links to the files beside it. The prompts shown
+at once are taken at even distances through each set, never by score; those chosen by score stand apart and say so.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from promptist.cluster.metrics import METRICS as METRICS_FILE
 from promptist.cluster.metrics import read_metrics
 from promptist.cluster.run_folder import write_atomically
-from promptist.errors import UserError
-from promptist.evaluation.evaluate import TABLE, read_table
-from promptist.evaluation.figures import Series, curve_svg
-from promptist.evaluation.gallery import Evaluation, cases, write_grid
+from promptist.evaluation import live
+from promptist.evaluation.charts import over_kl, reward_figures
+from promptist.evaluation.curves import kind_of, plots
+from promptist.evaluation.explorer import explorer
+from promptist.evaluation.gallery import (
+    CASES_PER_SET,
+    Evaluation,
+    cases,
+    changes,
+    columns,
+    extremes,
+    unselected,
+    write_grid,
+)
 from promptist.evaluation.methods import label
-from promptist.evaluation.page import render
-from promptist.evaluation.statistics import RESAMPLES, analyse, prompt_scores
+from promptist.evaluation.page import asset, render, script_json
+from promptist.evaluation.paper import gain_table, order_of_gains
+from promptist.evaluation.statistics import analyse
+from promptist.evaluation.table import MEASUREMENTS, read_table
 from promptist.evaluation.tables import csv_text, difference_table, level_table, markdown
-from promptist.evaluation.words import number, summary, whole
+from promptist.evaluation.words import number, signed, summary
 
 META = "evaluation.json"
-"""Beside the table: what its reader must know, written by jobs.evaluate."""
+"""Beside the table, for people: what stands in its metadata too."""
 
-# Plots by run: title, and the lines as key in metrics.jsonl -> name in the legend.
-_SFT_CURVES = [("loss (nats per token)", {"loss": "train", "valid/loss": "validation"})]
-_PPO_CURVES = [
-    ("reward", {"score": "score", "reward": "with the KL penalty"}),
-    ("aesthetic gain", {"aesthetic": ""}),
-    ("relevance", {"relevance": ""}),
-    ("KL to SFT (nats per rewrite)", {"kl": ""}),
-    ("length of the rewrite (tokens)", {"length": ""}),
-    ("score on the validation prompts", {"valid/score": ""}),
-]
-_CURVES = {"sft": _SFT_CURVES, "ppo": _PPO_CURVES}
+Runs = Mapping[str, Sequence[str | Path]]
 
 
-def read_evaluation(folder: Path) -> Evaluation:
-    """UserError where `folder` holds no finished evaluation."""
-    rows = read_table(folder / TABLE)
-    try:
-        meta = json.loads((folder / META).read_text("utf-8"))
-        terms, seed = meta["terms"], meta["seed"]
-        slope, offset = float(terms["slope"]), float(terms["offset"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder / META} is missing or damaged ({error!r}): run jobs.evaluate again"
-        ) from None
-    results = analyse(rows, slope, offset, seed)
-    rewards = {(s.method, s.prompt): s.values["reward"] for s in prompt_scores(rows, slope, offset)}
-    return Evaluation(folder, rows, meta, results, rewards)
+def read_evaluation(folder: Path, page: Path | None = None) -> Evaluation:
+    """The evaluation in `folder`, to be shown by a page in `page` (by default the same). UserError where `folder` holds
+    no finished evaluation."""
+    table = read_table(folder)
+    return Evaluation(folder, table, analyse(table, int(table.meta.get("seed", 0))), page or folder)
 
 
-def build_report(
-    eval_folder: str | Path, runs: Mapping[str, str | Path] | None = None, out: str | Path | None = None
-) -> Path:
+def build_report(eval_folder: str | Path, runs: Runs | None = None, out: str | Path | None = None) -> Path:
     """Write the report of `eval_folder` into the folder `out` (by default the same); returns the path of
     report.html.
 
-    `runs` maps "sft" and "ppo" to the run folders whose training curves are shown; by default the ones that
-    the evaluation noted. A run without metrics is left out of the page with a word that it is. Raises
+    `runs` maps methods to the run folders, one for each training, whose curves are shown; by default the ones that the
+    evaluation noted. A run without metrics is left out of the page with a word that it is. Raises
     UserError as `read_evaluation`.
     """
-    evaluation = read_evaluation(Path(eval_folder))
-    out = Path(out) if out is not None else evaluation.folder
+    folder = Path(eval_folder)
+    out = Path(out) if out is not None else folder
+    evaluation = read_evaluation(folder, out)
     out.mkdir(parents=True, exist_ok=True)
     results = evaluation.results
     if runs is None:
-        runs = evaluation.meta.get("runs", {})
+        runs = evaluation.table.meta.get("runs", {})
 
     write_atomically(out / "results.json", json.dumps(results.as_json(), indent=1, ensure_ascii=False) + "\n")
     write_atomically(out / "results.csv", csv_text(results))
     write_atomically(out / "results.md", markdown(results))
+    write_atomically(out / "prompts.csv", prompts_csv(evaluation))
     write_grid(out / "grid.png", evaluation)
-    write_atomically(out / "report.html", render(_content(evaluation, runs)))
+    write_atomically(out / "report.html", render("report.html", _content(evaluation, runs)))
     return out / "report.html"
 
 
 def write_report(folder: str | Path) -> Path:
-    """`promptist report FOLDER`: write the report of an evaluation folder (again); returns the full path of
-    report.html.
+    """`promptist report FOLDER`: write the page of what `folder` holds (again), a finished evaluation, or an SFT or PPO
+    run that may still be going on; returns the full path of report.html.
+
+    Raises UserError where it holds neither.
     """
-    return build_report(folder).resolve()
+    folder = Path(folder)
+    if (folder / MEASUREMENTS).is_file():
+        return build_report(folder).resolve()
+    return live.write_live(folder)
+
+
+def prompts_csv(evaluation: Evaluation) -> str:
+    """A row for every prompt, method and training: what was painted, and the means over its pictures."""
+    table, metrics = evaluation.table, evaluation.table.metrics
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["prompt", "set", "method", "replica", "rewrite", *metrics])
+    means = {}
+    for metric in metrics:
+        for method in table.methods:
+            scores = table.scores(metric, method)
+            for prompt, row in zip(scores.prompts, scores.values, strict=True):
+                for replica, value in zip(table.replicas(method), row, strict=True):
+                    means[prompt, method, replica, metric] = repr(float(value))
+    for text in table.texts:
+        key = (text.prompt, text.method, text.replica)
+        values = [means.get((*key, metric), "") for metric in metrics]
+        writer.writerow([text.prompt, text.set, text.method, text.replica, text.rewrite, *values])
+    return out.getvalue()
 
 
 _PICTURES_NOTE = (
-    "All pictures of one prompt and place start from the same noise, so only the text differs. The prompts "
-    "are taken at even distances through each set, not chosen by score. Words that the user did not write "
-    "are coloured."
+    "All pictures of one prompt start from the same noise, so only the text differs. The prompts are taken at even "
+    "distances through each set, not chosen by score. Words that the user did not write are coloured."
 )
 
 
-def _content(evaluation: Evaluation, runs: Mapping[str, str | Path]) -> dict[str, Any]:
-    results, meta = evaluation.results, evaluation.meta
+_OVER_KL_NOTE = (
+    "Each point is a checkpoint of the run, marked with its step, on all prompts; left is the SFT model. The first "
+    "plot shows what training optimises, the others scorers that training never saw: where they part, the policy "
+    "pleases the scorer instead of the user."
+)
+_LEVELS_NOTE = (
+    "Means over prompts. Below a mean: the change against the user input with its paired 95 % interval; bold where it "
+    "excludes 0."
+)
+
+
+def _content(evaluation: Evaluation, runs: Runs) -> dict[str, Any]:
+    results, meta = evaluation.results, evaluation.table.meta
     curves, without = _curves(runs)
-    group = whole(results)
-    prompts = max(v.prompts for v in results.levels if v.set == group)
+    data, thumbnails = explorer(evaluation)
+    images = max(v.images for v in results.levels)
     return {
         "title": "What the prompt optimiser learnt",
-        "subtitle": f"{prompts} held-out prompts in {_count(len(results.sets), 'set')}, "
-        f"{_count(len(results.methods), 'method')}, "
-        f"{_count(meta['images'], 'picture')} per prompt and method.",
+        "subtitle": f"{_count(len(evaluation.table.set_of), 'held-out prompt')} in {_count(len(results.sets), 'set')}, "
+        f"{_count(len(evaluation.methods), 'method')}, {_count(images, 'picture')} per prompt and method.",
         "summary": summary(results),
-        "levels": level_table(results),
-        "differences": difference_table(results),
+        "figures": reward_figures(evaluation),
+        "figures_note": "Means over prompts and trainings. Gains with 95 % intervals, corrected for all comparisons.",
+        "tables": _tables(evaluation),
+        "over_kl": over_kl(evaluation),
+        "over_kl_note": _OVER_KL_NOTE,
         "pictures_note": _PICTURES_NOTE,
-        "cases": cases(evaluation),
-        "columns": min(len(results.methods), 5),
+        "cases": cases(evaluation, unselected(evaluation, CASES_PER_SET)),
+        "extremes": _extremes(evaluation),
+        "extremes_note": _extremes_note(evaluation),
+        "columns": len(columns(evaluation)),
         "curves": curves,
-        "how": _how(evaluation, without),
-        "origin": f"Evaluation {evaluation.folder.name}, seed {meta['seed']}, "
-        f"prompt set {meta['prompts'][:12]}, painter {meta['painter'][:12]}; "
-        f"all single measurements are in {TABLE}, all intervals in results.csv.",
+        "how": _how(evaluation, images, without),
+        "origin": f"Evaluation {evaluation.folder.resolve().name}, seed {meta.get('seed', 0)}, "
+        f"prompt set {str(meta.get('prompts', '?'))[:12]}, painter {str(meta.get('painter', '?'))[:12]}; "
+        f"all single measurements are in {MEASUREMENTS}, all intervals in results.csv, all texts in prompts.csv.",
+        "data": script_json(data),
+        "thumbnails": thumbnails,
+        "script": asset("explorer.js"),
     }
 
 
@@ -124,23 +163,66 @@ def _count(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
-def _how(evaluation: Evaluation, without: list[str]) -> list[str]:
-    terms, images = evaluation.meta["terms"], evaluation.meta["images"]
-    decoder = evaluation.meta.get("decoder")
-    paragraphs = [
-        f"Reward of a prompt: the mean over its {_count(images, 'picture')} of (aesthetic of the rewrite's "
-        "picture − aesthetic of the plain prompt's picture) + relevance, with relevance = "
-        f"min({terms['slope']:g} · cosine − {terms['offset']:g}, 0). The cosine always compares a picture "
-        "with what the user wrote, never with the rewrite.",
-        "The evaluation's noises are disjoint from those of training.",
-        "Differences are taken prompt by prompt on the prompts that both methods have. Intervals are for the "
-        f"mean difference: Student's t and a BCa bootstrap over prompts ({RESAMPLES} resamples, seeded). "
-        "They tell how far the result depends on the choice of prompts, not how it would vary with another "
-        "training seed, and are not corrected for the number of comparisons.",
+def _tables(evaluation: Evaluation) -> list[dict[str, Any]]:
+    levels = [level for level in evaluation.results.levels if level.method in evaluation.methods]
+    results = replace(evaluation.results, methods=evaluation.methods, levels=levels)
+    found: list[dict[str, Any]] = []
+    gains = gain_table(results)
+    if gains:
+        note = " ".join(filter(None, (order_of_gains(results, m) for m in ("sft", evaluation.main) if m)))
+        intervals = (
+            "Below a gain: its corrected 95 % interval, bold where it excludes 0. The paper's rewards are those of "
+            "other models: signs and order can be compared, sizes cannot. "
+        )
+        found.append({"title": "Gains in reward, next to the paper's", "note": intervals + note, **gains})
+    found.append({"title": "Levels", "note": _LEVELS_NOTE, **level_table(results)})
+    differences = difference_table(results)
+    if differences["groups"]:
+        found.append({"title": "Differences", "note": "Paired, with 95 % intervals.", **differences})
+    return found
+
+
+def _extremes(evaluation: Evaluation) -> list[dict[str, Any]]:
+    best, worst = extremes(evaluation)
+    if not best or evaluation.main is None:
+        return []
+    change = changes(evaluation, evaluation.main)
+    groups = (f"Best: where {label(evaluation.main)} gained most", best), ("Worst: where it lost most", worst)
+    return [
+        {"title": title, "cases": cases(evaluation, found, {x: f"reward {signed(change[x])}" for x in found})}
+        for title, found in groups
     ]
-    if decoder:
+
+
+def _extremes_note(evaluation: Evaluation) -> str:
+    return (
+        f"Chosen by score, unlike the pictures above: the prompts with the largest change of the mean reward from the "
+        f"user input to {label(evaluation.main or '')} in either direction. They show what is possible, not what is "
+        "usual."
+    )
+
+
+def _how(evaluation: Evaluation, images: int, without: list[str]) -> list[str]:
+    meta = evaluation.table.meta
+    paragraphs = []
+    if "terms" in meta:
+        terms = meta["terms"]
+        paragraphs.append(
+            f"Reward of a prompt: the mean over its {_count(images, 'picture')} of (aesthetic of the rewrite's "
+            "picture − aesthetic of the plain prompt's picture) + relevance, with relevance = "
+            f"min({terms['slope']:g} · cosine − {terms['offset']:g}, 0). The cosine always compares a picture "
+            "with what the user wrote, never with the rewrite."
+        )
+    if meta.get("decoder"):
         who = "Every model rewrites with the decoder of “promptist optimize”: "
-        paragraphs.insert(1, who + _decoder(decoder))
+        paragraphs.append(who + _decoder(meta["decoder"]))
+    paragraphs += [
+        "The evaluation's noises are disjoint from those of training.",
+        "Differences are taken prompt by prompt on the prompts that both methods have, and training by training where "
+        "both were trained several times. A difference is called sure where Student's t and a bootstrap over prompts "
+        "and trainings, both corrected for the number of comparisons, exclude 0. Where a method was trained once only, "
+        "the intervals do not tell how it would vary with another training seed.",
+    ]
     if without:
         paragraphs.append("No training curves: " + "; ".join(without) + ".")
     return paragraphs
@@ -154,28 +236,16 @@ def _decoder(settings: Mapping[str, Any]) -> str:
     return ", ".join([*words, f"at most {settings['max_new_tokens']} new tokens."])
 
 
-def _curves(runs: Mapping[str, str | Path]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Plots by run, and a word on each run that has none."""
+def _curves(runs: Runs) -> tuple[list[dict[str, Any]], list[str]]:
+    """Plots by method, and a word on each run that has none."""
     found, without = [], []
-    for name, folder in runs.items():
-        path = Path(folder) / METRICS_FILE
-        if not path.is_file():
-            without.append(f"{label(name)} ({path} is missing)")
-            continue
-        records = read_metrics(path)
-        plots = []
-        for title, keys in _CURVES[name]:
-            lines = [line for key, legend in keys.items() if (line := _series(records, key, legend)).x]
-            if lines:
-                step = "optimiser step" if name == "sft" else "iteration"
-                plots.append(curve_svg(f"{label(name)}: {title}", step, lines))
-        if plots:
-            found.append({"name": label(name), "plots": plots})
-        else:
-            without.append(f"{label(name)} (no known metric in {path})")
+    for name, folders in runs.items():
+        paths = [Path(folder) / METRICS_FILE for folder in folders]
+        without += [f"{label(name)} ({path} is missing)" for path in paths if not path.is_file()]
+        records = [read_metrics(path) for path in paths if path.is_file()]
+        drawn = plots(kind_of(records[0]), records, label(name)) if records else []
+        if drawn:
+            found.append({"name": label(name), "plots": drawn})
+        elif records:
+            without.append(f"{label(name)} (no known metric in {paths[0]})")
     return found, without
-
-
-def _series(records: Sequence[Mapping[str, Any]], key: str, name: str) -> Series:
-    points = [(float(r["step"]), float(r[key])) for r in records if isinstance(r.get(key), (int, float))]
-    return Series([x for x, _ in points], [y for _, y in points], name)

@@ -1,261 +1,349 @@
-"""The report: self-contained, complete, escaped, honest in words, and with the numbers of the statistics."""
+"""The report: self-contained, complete, escaped, honest about what was chosen by score, with the numbers of the
+statistics; and the page of a run. What its script does is tested in tests/browser."""
 
 from __future__ import annotations
 
+import base64
 import csv
+import io
 import json
 import re
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from promptist.errors import UserError
-from promptist.evaluation.evaluate import TABLE, write_table
-from promptist.evaluation.gallery import THUMBNAIL, spread
-from promptist.evaluation.report import META, build_report, write_report
-from promptist.evaluation.statistics import ALL, Difference, Interval, Row, analyse
-from promptist.evaluation.words import compare, percent, signed, summary
-
-EVIL = 'a <script>alert("x")</script> & boat'
-META_CONTENT = {
-    "version": 1, "seed": 0, "namespace": "eval", "images": 2, "prompts": "abc", "painter": "def",
-    "terms": {"slope": 20.0, "offset": 5.6}, "methods": [],
-    "decoder": {"decoding": {"method": "beam", "beams": 8, "length_penalty": -1.0}, "max_new_tokens": 75},
-    "runs": {},
-}  # fmt: skip
-
-
-def make_evaluation(folder: Path, gain: float = 0.8, prompts: int = 12, size: int = 64) -> list[Row]:
-    random = np.random.default_rng(0)
-    (folder / "images").mkdir(parents=True)
-    rows = []
-    for i in range(prompts):
-        x = EVIL if i == 0 else f"boat {i}"
-        for j, method in enumerate(("user", "human", "sft", "ppo")):
-            if method == "human" and i % 2:
-                continue
-            y = x if method == "user" else "" if (i, method) == (1, "ppo") else f"{x}, {method} style"
-            for k in range(2):
-                picture = None
-                if k == 0:
-                    picture = f"images/{i}{method}.png"
-                    pixels = random.integers(0, 255, (size, size, 3), dtype=np.uint8)
-                    Image.fromarray(pixels).save(folder / picture)
-                aesthetic = 5 + (gain if method == "ppo" else 0) + random.normal(0, 0.2)
-                rows.append(
-                    Row(x, "in" if i % 2 == 0 else "out", method, k, y, 0.3 - 0.01 * j, aesthetic, picture)
-                )
-    write_table(folder / TABLE, rows)
-    (folder / META).write_text(json.dumps(META_CONTENT))
-    return rows
+from promptist.evaluation import thumbnails
+from promptist.evaluation.explorer import explorer
+from promptist.evaluation.gallery import EXTREMES, changes, extremes, spread, unselected
+from promptist.evaluation.page import script_json
+from promptist.evaluation.paper import GAINS, order_of_gains, paper_set
+from promptist.evaluation.report import build_report, read_evaluation, write_report
+from promptist.evaluation.results import NO_INTERVAL, Difference, Interval, Results
+from promptist.evaluation.statistics import analyse
+from promptist.evaluation.table import MEASUREMENTS
+from tests.helpers_report import EVIL, make_evaluation, write_runs, write_samples
 
 
 class Page(HTMLParser):
+    """The tags of a page, and the words outside scripts and style."""
+
     def __init__(self, text: str) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
+        self.parts: list[str] = []
+        self.scripts: dict[str, str] = {}
+        self._script: str | None = None
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
+        if tag not in ("em", "mark", "a", "strong"):
+            self.parts.append(" ")
+        if tag in ("script", "style"):
+            self._script = dict(attrs).get("id") or tag
+            self.scripts[self._script] = ""
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("script", "style"):
+            self._script = None
 
     def handle_data(self, data: str) -> None:
-        self.words.append(data)
+        if self._script is None:
+            self.parts.append(data)
+        else:
+            self.scripts[self._script] += data
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attrs for name, attrs in self.tags if name == tag]
 
-
-def write_runs(folder: Path) -> dict[str, str]:
-    runs = {}
-    for name in ("sft", "ppo"):
-        (folder / name).mkdir()
-        lines = []
-        for step in range(1, 60):
-            record: dict[str, float] = {
-                "step": step,
-                "loss": 1 / step,
-                "score": 0.1,
-                "reward": 0.1,
-                "aesthetic": 0.2,
-            }
-            record |= {"relevance": -0.1, "kl": 0.01 * step, "length": 12.0}
-            if step % 10 == 0:
-                record |= {"valid/loss": 2 / step, "valid/score": 0.2}
-            lines.append(json.dumps(record) + "\n")
-        (folder / name / "metrics.jsonl").write_text("".join(lines))
-        runs[name] = str(folder / name)
-    return runs
+    @property
+    def words(self) -> str:
+        return " ".join("".join(self.parts).split())
 
 
-def test_the_page_needs_nothing_but_itself(tmp_path: Path) -> None:
-    make_evaluation(tmp_path / "e")
-    text = build_report(tmp_path / "e", write_runs(tmp_path)).read_text("utf-8")
-    page = Page(text)
+@pytest.fixture(scope="module")
+def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an evaluation with its report."""
+    folder = tmp_path_factory.mktemp("report") / "e"
+    make_evaluation(folder, prompts=30)
+    build_report(folder, write_runs(folder.parent))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(evaluation: Path) -> Page:
+    return Page((evaluation / "report.html").read_text("utf-8"))
+
+
+def test_the_page_needs_nothing_but_itself(evaluation: Path, page: Page) -> None:
+    text = (evaluation / "report.html").read_text("utf-8")
     sources = [attrs["src"] or "" for attrs in page.all("img")]
-    assert len(sources) == 6 * 4 + 6 * 3  # a human-engineered prompt in one set only
-    assert all(source.startswith("data:image/") for source in sources)
-    addresses = set(re.findall(r'https?://[^\s"\'<)]+', text)) - {
-        "http://www.w3.org/2000/svg",
-        "http://www.w3.org/1999/xlink",
-    }
-    assert addresses == set()
-    assert not page.all("script") and not page.all("iframe")
+    assert sources and all(source.startswith("data:image/webp;base64,") for source in sources)
+    addresses = set(re.findall(r'https?://[^\s"\'<)]+', text))
+    assert addresses <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    assert not page.all("iframe") and not any("src" in attrs for attrs in page.all("script"))
     assert all(attrs["href"] == "data:," for attrs in page.all("link"))
     assert page.all("meta")[1]["name"] == "viewport"
     assert not re.search(r"url\((?!#)", text) and "@import" not in text
+    links = [attrs["href"] or "" for attrs in page.all("a")]
+    ids = {attrs["id"] for _, attrs in page.tags if "id" in attrs}
+    assert all(link[1:] in ids if link.startswith("#") else (evaluation / link).is_file() for link in links)
 
 
-def test_every_picture_has_text_and_both_prompts_are_there(tmp_path: Path) -> None:
-    rows = make_evaluation(tmp_path / "e")
-    page = Page(build_report(tmp_path / "e").read_text("utf-8"))
+def test_shown_pictures_have_text_both_prompts_and_scores(evaluation: Path, page: Page) -> None:
+    table = read_evaluation(evaluation).table
     assert all((attrs["alt"] or "").strip() for attrs in page.all("img"))
-    words = " ".join("".join(page.words).split())
-    for row in rows:
-        assert row.prompt in words  # also the one with markup in it, as text
-        if row.picture and row.rewrite:
-            assert row.rewrite in words
-            assert f"aesthetic {row.aesthetic:.2f}" in words
-    assert "left as it is" in words
-    assert "This prompt has none." in words
+    shown = unselected(read_evaluation(evaluation), 3)
+    assert len(shown) == 6
+    for prompt in shown:
+        assert prompt in page.words
+        for text in table.texts:
+            if text.prompt == prompt and text.replica == 0 and "@" not in text.method:
+                assert text.painted in page.words
+                value = table.value("aesthetic", text.method, prompt, 0, 0)
+                assert f"aesthetic {value:.2f}" in page.words and "rival reward" in page.words
+    assert "This prompt has none." in page.words
+    assert not any("alert" in script for name, script in page.scripts.items() if name != "data")
 
 
-def test_curves_follow_the_theme(tmp_path: Path) -> None:
-    make_evaluation(tmp_path / "e")
-    text = build_report(tmp_path / "e", write_runs(tmp_path)).read_text("utf-8")
-    assert text.count("<svg") == 7
-    assert ">validation<" in re.sub(r"\s", "", text) and ">train<" in re.sub(r"\s", "", text)
+def test_what_was_chosen_by_score_says_so_and_is_right(evaluation: Path, page: Page) -> None:
+    found = read_evaluation(evaluation)
+    best, worst = extremes(found)
+    change = changes(found, "ppo")
+    order = sorted(change, key=lambda x: change[x])
+    assert best == order[: -EXTREMES - 1 : -1] and worst == order[:EXTREMES]
+    user, ppo = found.table.scores("reward", "user"), found.table.scores("reward", "ppo")
+    assert change[best[0]] == pytest.approx(ppo.of([best[0]]).mean() - user.of([best[0]]).mean())
+    before, after = page.words.split("Best and worst cases")
+    assert "not chosen by score" in before and after.startswith(" Chosen by score, unlike the pictures above")
+    assert not set(unselected(found, 2)) >= set(best)
+
+
+def test_two_prompts_make_no_best_and_worst_of_one(tmp_path: Path) -> None:
+    make_evaluation(tmp_path / "e", prompts=3, checkpoints=())
+    best, worst = extremes(read_evaluation(tmp_path / "e"))
+    assert len(best) == len(worst) == 1 and best != worst
+
+
+def test_figures_and_the_papers_table(page: Page) -> None:
+    labels = [attrs["aria-label"] or "" for attrs in page.all("svg")]
+    assert sum("by set and method" in label for label in labels) == 2
+    assert (
+        sum(
+            label.startswith(("Curve: reward (what training optimises)", "Curve: rival reward (held out)"))
+            for label in labels
+        )
+        == 2
+    )
+    for title in ("SFT: loss", "PPO: reward", "PPO: KL to SFT", "PPO: length", "PPO: share of different additions"):
+        assert any(title in label for label in labels), title
+    assert "Gains in reward, next to the paper's" in page.words and "Reward over KL" in page.words
+    assert "training 0" in page.words and "training 1" in page.words  # two trainings of PPO
+    assert page.words.count("validation") >= 1
+
+
+def test_plots_follow_the_theme(evaluation: Path) -> None:
+    text = (evaluation / "report.html").read_text("utf-8")
     assert "currentColor" in text and "#010203" not in text
-    ids = re.findall(r'<(?:g|path|clipPath|rect) id="([^"]+)"', text)
-    referenced = set(re.findall(r'url\(#([^)]+)\)|href="#(p|m)[0-9a-f]+"', text))
-    assert ids and referenced
-    for title in (
-        "PPO: reward",
-        "PPO: aesthetic gain",
-        "PPO: relevance",
-        "PPO: KL to SFT",
-        "PPO: length",
-        "SFT: loss",
-    ):
-        assert title in text
+    ids = re.findall(r'<(?:g|path|clipPath|rect|defs) id="((?:p|m)[0-9a-f]{8,})"', text)
+    assert ids and len(ids) == len(set(ids))
+    assert set(re.findall(r'(?:url\(#|href="#)((?:p|m)[0-9a-f]{8,})', text)) <= set(ids)
 
 
 def test_a_run_without_metrics_is_named(tmp_path: Path) -> None:
-    make_evaluation(tmp_path / "e")
-    text = build_report(tmp_path / "e", {"ppo": tmp_path / "gone"}).read_text("utf-8")
-    assert "No training curves: PPO" in text and "<svg" not in text
+    make_evaluation(tmp_path / "e", prompts=4, checkpoints=())
+    text = build_report(tmp_path / "e", {"ppo": [tmp_path / "gone"]}).read_text("utf-8")
+    assert "No training curves: PPO" in text and 'id="training"' not in text and 'id="kl"' not in text
 
 
 def test_the_same_evaluation_gives_the_same_bytes(tmp_path: Path) -> None:
-    make_evaluation(tmp_path / "e")
+    make_evaluation(tmp_path / "e", prompts=6)
     runs = write_runs(tmp_path)
     for out in ("a", "b"):
         build_report(tmp_path / "e", runs, tmp_path / out)
-    for name in ("report.html", "results.json", "results.csv", "results.md", "grid.png"):
+    for name in ("report.html", "results.json", "results.csv", "results.md", "prompts.csv", "grid.png"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
 
 
-def test_files_hold_the_statistics(tmp_path: Path) -> None:
-    folder = tmp_path / "e"
-    results = analyse(make_evaluation(folder), 20.0, 5.6)
-    assert write_report(folder) == folder.resolve() / "report.html"
-    expected = results.difference("ppo", "sft", "reward", "out")
-    assert expected is not None
-    with open(folder / "results.csv", encoding="utf-8") as file:
-        lines = list(csv.DictReader(file))
-    (line,) = [
-        v
-        for v in lines
-        if (v["set"], v["method"], v["baseline"], v["metric"]) == ("out", "ppo", "sft", "reward")
-    ]
-    assert float(line["mean"]) == expected.mean and float(line["t_low"]) == expected.t.low
-    assert line["sure"] == "true"
-    (empty,) = [v for v in lines if (v["set"], v["method"], v["metric"]) == ("out", "ppo", "empty_rewrites")]
-    assert float(empty["mean"]) == pytest.approx(1 / 6)
-    loaded = json.loads((folder / "results.json").read_text("utf-8"))
-    assert loaded == json.loads(json.dumps(results.as_json()))
-    table = (folder / "results.md").read_text("utf-8")
-    level = results.level("ppo", "out")
-    assert level is not None
-    assert f"| out (6) | PPO | {signed(level.means['reward']).lstrip('+')} |" in table
-    assert f"{signed(expected.mean)} [{signed(expected.t.low)}, {signed(expected.t.high)}]" in table
-    for block in table.split("\n\n")[:2]:
-        assert len({line.count("|") for line in block.strip().split("\n")}) == 1
-    with Image.open(folder / "grid.png") as grid:
+def test_links_from_another_folder(tmp_path: Path) -> None:
+    make_evaluation(tmp_path / "e", prompts=4)
+    report = build_report(tmp_path / "e", {}, tmp_path / "out" / "deep")
+    page = Page(report.read_text("utf-8"))
+    links = [attrs["href"] or "" for attrs in page.all("a") if not (attrs["href"] or "").startswith("#")]
+    assert links and all((report.parent / link).is_file() for link in links)
+    pictures = json.loads(page.scripts["data"])["pictures"]
+    assert pictures and all((report.parent / path).is_file() for path in pictures)
+
+
+def test_files_hold_the_statistics(evaluation: Path) -> None:
+    table = read_evaluation(evaluation).table
+    results = analyse(table, 0)
+    assert json.loads((evaluation / "results.json").read_text("utf-8")) == json.loads(json.dumps(results.as_json()))
+    assert (evaluation / "results.csv").stat().st_size and (evaluation / "results.md").stat().st_size
+    with Image.open(evaluation / "grid.png") as grid:
         assert grid.width > 800
+    rows = list(csv.DictReader(io.StringIO((evaluation / "prompts.csv").read_text("utf-8"))))
+    assert len(rows) == len(table.texts)
+    (row,) = [r for r in rows if (r["prompt"], r["method"], r["replica"]) == (EVIL, "ppo", "1")]
+    both = [table.value("rival.reward", "ppo", EVIL, 1, k) for k in (0, 1)]
+    assert row["rewrite"] == f"{EVIL}, ppo style 1" and row["set"] == "in"
+    assert float(row["rival.reward"]) == pytest.approx(np.mean(both), rel=1e-12) and float(row["kl"]) == 3.0
+    assert next(r for r in rows if r["method"] == "user")["kl"] == ""
 
 
-def test_large_pictures_are_embedded_small(tmp_path: Path) -> None:
-    make_evaluation(tmp_path / "e", prompts=2, size=2 * THUMBNAIL)
-    report = build_report(tmp_path / "e")
-    originals = sum(p.stat().st_size for p in (tmp_path / "e" / "images").iterdir())
-    assert report.stat().st_size < originals / 3
-    assert "data:image/jpeg;base64," in report.read_text("utf-8")
+def test_all_prompts_for_the_script(evaluation: Path, page: Page) -> None:
+    data = json.loads(page.scripts["data"])
+    table = read_evaluation(evaluation).table
+    assert [m[0] for m in data["methods"]] == ["user", "human", "sft", "ppo"]  # checkpoints are a curve
+    assert data["sets"] == ["in", "out"] and data["seeds"] == [0, 1] and data["replicas"] == [[0], [0], [0, 1], [0, 1]]
+    assert [s[0] for s in data["scores"]] == ["reward", "aesthetic", "relevance", "cosine", "rival.reward"]
+    small = page.scripts["thumbnails"].split("\n")
+    assert len(data["prompts"]) == 30 and len(small) == len(data["pictures"])
+    for x, name, cells in data["prompts"]:
+        assert data["sets"][name] == table.set_of[x]
+        assert (cells[1] is None) == (data["sets"][name] == "out")
+        for (method, _), cell in zip(data["methods"], cells, strict=True):
+            for replica, (y, scores, pictures) in enumerate(cell[1] if cell else ()):
+                text = next(t for t in table.texts if (t.prompt, t.method, t.replica) == (x, method, replica))
+                assert y == text.rewrite
+                for seed in (0, 1):
+                    for (metric, _, _), value in zip(data["scores"], scores[seed], strict=True):
+                        assert value == pytest.approx(table.value(metric, method, x, replica, seed), abs=5e-4)
+                    place = pictures[seed]
+                    wanted = next(
+                        p.path
+                        for p in table.pictures
+                        if (p.prompt, p.method, p.replica, p.seed) == (x, method, replica, seed)
+                    )
+                    assert data["pictures"][place] == wanted
+                    assert bool(small[place]) == (replica == 0 and seed == 0)  # the others lie beside the page
+    picture = Image.open(io.BytesIO(base64.b64decode(next(filter(None, small)))))
+    assert picture.format == "WEBP" and max(picture.size) <= 64
 
 
-@pytest.mark.parametrize(
-    ("t", "bootstrap", "words"),
-    [
-        ((0.1, 0.3), (0.1, 0.3), "PPO scores 0.20 more reward than SFT"),
-        ((-0.3, -0.1), (-0.3, -0.1), "PPO scores 0.20 less reward than SFT"),
-        ((-0.1, 0.5), (-0.1, 0.5), "the interval includes 0, so this evaluation cannot tell them apart"),
-        ((0.01, 0.4), (-0.01, 0.4), "only one of the two intervals excludes 0"),
-        ((np.nan, np.nan), (np.nan, np.nan), "too few to say anything"),
-    ],
-)
-def test_sentences_are_honest(t: tuple[float, float], bootstrap: tuple[float, float], words: str) -> None:
-    mean = 0.2 if np.isnan(t[0]) else (t[0] + t[1]) / 2
-    found = compare(Difference("s", "reward", "ppo", "sft", 10, mean, Interval(*t), Interval(*bootstrap)))
-    assert words in found
-    assert ("more" in found or "less" in found) == ("scores" in words)
+def test_small_pictures_keep_to_their_budget(tmp_path: Path) -> None:
+    """Noise is what compresses worst; 64 pictures of 320 x 240."""
+    random = np.random.default_rng(3)
+    paths = [tmp_path / f"{i}.png" for i in range(64)]
+    for path in paths:
+        Image.fromarray(random.integers(0, 255, (240, 320, 3), dtype=np.uint8)).save(path)
+    for budget in (10_000_000, 600_000, 300_000):
+        size, fit = thumbnails.choose(paths, budget)
+        total = sum(4 * -(-len(thumbnails.encode(p, size)) // 3) for p in paths)
+        assert fit == 64 and total <= 1.05 * budget
+        larger = thumbnails.SIZES[max(0, thumbnails.SIZES.index(size) - 1)]
+        if larger != size:
+            assert sum(4 * -(-len(thumbnails.encode(p, larger)) // 3) for p in paths) > 0.95 * budget
+    size, fit = thumbnails.choose(paths, 20_000)
+    assert size == thumbnails.SIZES[-1] and 0 < fit < 64
+    assert max(Image.open(io.BytesIO(thumbnails.encode(paths[0], size))).size) == size.pixels
 
 
-def test_summary_says_where_a_set_differs(tmp_path: Path) -> None:
-    rows = make_evaluation(tmp_path / "e", gain=2.0, prompts=40)
-    first = summary(analyse(rows, 20.0, 5.6))[0]
-    assert first.startswith("PPO scores") and "The same holds in each of the 2 sets" in first
-    plain = {(r.prompt, r.k): r.aesthetic for r in rows if r.method == "sft"}
-    worse = [
-        replace(r, aesthetic=plain[r.prompt, r.k] - 1) if r.method == "ppo" and r.set == "out" else r
-        for r in rows
-    ]
-    first = summary(analyse(worse, 20.0, 5.6))[0]
-    assert "out −1" in first and "same holds" not in first
+def test_what_does_not_fit_is_loaded_from_its_file(tmp_path: Path) -> None:
+    make_evaluation(tmp_path / "e", prompts=10, checkpoints=())
+    _, lines = explorer(read_evaluation(tmp_path / "e"), budget=20_000)
+    embedded = [line for line in lines.split("\n") if line]
+    assert 0 < len(embedded) < 35 and sum(map(len, embedded)) < 25_000
 
 
-def test_small_numbers_in_words() -> None:
-    assert [percent(v) for v in (0, 0.004, 0.5, 0.996, 1)] == [
-        "0 %",
-        "under 1 %",
-        "50 %",
-        "over 99 %",
-        "100 %",
-    ]
-    assert [signed(v) for v in (0.004, -0.004, 0.126, -2)] == ["0.00", "0.00", "+0.13", "−2.00"]
-    assert spread(list("abcdef"), 3) == ["b", "d", "f"] and spread(["a"], 3) == ["a"] and ALL == "all"
+def test_json_in_a_script_ends_no_script() -> None:
+    text = script_json({"x": "</script><!-- \u2028", "n": 1.5})
+    assert "<" not in text and "\u2028" not in text and json.loads(text) == {"x": "</script><!-- \u2028", "n": 1.5}
+
+
+def difference(set_name: str, method: str, mean: float) -> Difference:
+    around = Interval(mean - 0.1, mean + 0.1)
+    return Difference(set_name, "reward", method, "user", 9, mean, around, around, around, NO_INTERVAL)
+
+
+def test_the_papers_sets_and_order() -> None:
+    names = ["main-content", "RTP", "captions", "diffusiondb", "mine"]
+    assert [paper_set(n) for n in names] == ["MC", "RTP", "out-of-domain", "in-domain", None]
+    gains = {"MC": 0.1, "RTP": 0.3, "out-of-domain": 0.2, "mine": 9.0}
+    results = Results(list(gains), ["user", "ppo"], [], [difference(s, "ppo", g) for s, g in gains.items()])
+    assert order_of_gains(results, "ppo") == (
+        "Sets by the gain of PPO, largest first: RTP +0.30, out-of-domain +0.20, MC +0.10; "
+        "in the paper: out-of-domain +0.48, MC +0.47, RTP +0.25."
+    )
+    assert order_of_gains(results, "sft") == ""
+    # The relative gains that the paper prints follow from its two columns.
+    assert [round(100 * (rl / sft - 1)) for sft, rl in GAINS.values()] == [31, 6, 43, 127, 24, 71]
+
+
+def test_prompts_at_even_distances() -> None:
+    assert spread(list("abcdef"), 3) == ["b", "d", "f"] and spread(["a"], 3) == ["a"] and spread([], 3) == []
 
 
 def test_bad_folders(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a run folder"):
+        write_report(tmp_path)
     with pytest.raises(UserError, match="holds no finished evaluation"):
         build_report(tmp_path)
-    make_evaluation(tmp_path / "e")
-    (tmp_path / "e" / META).write_text("{")
-    with pytest.raises(UserError, match="missing or damaged"):
-        build_report(tmp_path / "e")
-    (tmp_path / "e" / TABLE).write_bytes(b"PAR1")
+    (tmp_path / "config.yaml").write_text("methods: []\n")
+    with pytest.raises(UserError, match="neither a finished evaluation nor an SFT or PPO run"):
+        write_report(tmp_path)
+    make_evaluation(tmp_path / "e", prompts=2)
+    next((tmp_path / "e" / "images").glob("*-user-*")).write_bytes(b"no picture")
+    with pytest.raises(UserError, match="cannot be read as a picture"):
+        write_report(tmp_path / "e")
+    (tmp_path / "e" / MEASUREMENTS).write_bytes(b"PAR1")
     with pytest.raises(UserError, match="is not a table"):
-        build_report(tmp_path / "e")
+        write_report(tmp_path / "e")
 
 
-def test_markdown_says_what_was_left_as_is(tmp_path: Path) -> None:
-    """One of the six prompts of the second set was left alone by PPO; user and human rows rewrite nothing."""
-    make_evaluation(tmp_path)
-    write_report(tmp_path)
-    lines = (tmp_path / "results.md").read_text().splitlines()
-    cells = {tuple(line.split("|")[1:3]): line.split("|")[-2].strip() for line in lines if line.startswith("| out (6)")}
-    assert [cells[" out (6) ", f" {name} "] for name in ("User input", "SFT", "PPO")] == ["", "0 %", "17 %"]
+def run_page(run: Path) -> Page:
+    assert write_report(run) == run.resolve() / "report.html"
+    return Page((run / "report.html").read_text("utf-8"))
+
+
+def test_page_of_a_run_still_going_on(tmp_path: Path) -> None:
+    run = Path(write_runs(tmp_path)["ppo"][0])
+    for step in (10, 20):
+        write_samples(run, step)
+    page = run_page(run)
+    assert "PPO run ppo" in page.words and "59/100" in page.words and "No alarm" in page.words
+    assert "What is watched" in page.words and "KL to the SFT model above 15 nats per rewrite" in page.words
+    kl = [0.02 * s for s in range(1, 60)]
+    assert f"KL to SFT (nats per rewrite) {np.mean(kl[:10]):.2f} {np.mean(kl[-10:]):.2f}" in page.words
+    assert len(page.all("svg")) == 7
+    assert page.words.index("0 of step 20") < page.words.index("0 of step 10")
+    assert EVIL in page.words and "oil painting" in page.words and "left as it is" in page.words
+    assert "score +0.50 aesthetic gain +0.62 relevance −0.12 KL 1.50" in page.words
+    assert page.words.count("The picture is gone.") == 2
+    images = page.all("img")
+    assert len(images) == 10 and all((i["alt"] or "").startswith("Picture painted from") for i in images)
+    assert all((run / (a["href"] or "")).is_file() for a in page.all("a") if not (a["href"] or "").startswith("#"))
+
+
+def test_page_of_a_run_with_an_alarm(tmp_path: Path) -> None:
+    run = Path(write_runs(tmp_path)["ppo"][0])
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (run / "metrics.jsonl").write_text("".join(json.dumps({**r, "kl": float(r["step"])}) + "\n" for r in lines))
+    page = run_page(run)
+    assert (
+        "1 alarm" in page.words and "KL (since step 20): The KL to the SFT model is 54.5 nats per rewrite" in page.words
+    )
+    assert any(attrs.get("class") == "alarms" for _, attrs in page.tags)
+
+
+def test_page_of_sft_and_of_a_run_that_has_hardly_begun(tmp_path: Path) -> None:
+    runs = write_runs(tmp_path)
+    page = run_page(Path(runs["sft"][0]))
+    assert "SFT run sft" in page.words and "Loss (nats per token)" in page.words and len(page.all("svg")) == 1
+    new = tmp_path / "new"
+    new.mkdir()
+    (new / "config.yaml").write_text("ppo:\n  iterations: 100\n")
+    page = run_page(new)
+    assert "No step is finished yet." in page.words and "too young to judge" in page.words and not page.all("svg")
+
+
+def test_a_whole_evaluation_wins_over_its_config(evaluation: Path, tmp_path: Path) -> None:
+    make_evaluation(tmp_path / "e", prompts=2, checkpoints=())
+    (tmp_path / "e" / "config.yaml").write_text("methods: []\n")
+    written: Any = write_report(tmp_path / "e")
+    assert "What the prompt optimiser learnt" in written.read_text("utf-8")
