@@ -56,9 +56,21 @@ def _parser() -> argparse.ArgumentParser:
     _add_root(optimize)
     optimize.set_defaults(run=_optimize)
 
-    report = verbs.add_parser("report", help="write report.html of a finished evaluation (again)")
-    report.add_argument("folder", type=Path, metavar="EVAL", help="folder of the evaluation")
+    report = verbs.add_parser("report", help="write the page of an evaluation, or of a run that may still be going on")
+    report.add_argument("folder", type=Path, metavar="FOLDER", help="of a finished evaluation, or of an SFT or PPO run")
     report.set_defaults(run=_report)
+
+    compare = verbs.add_parser(
+        "compare", help="say in words which of two methods is better at what, and how sure that is"
+    )
+    compare.add_argument("a", metavar="A", help="a method of the evaluation, e.g. ppo, or EVAL:METHOD")
+    compare.add_argument("b", metavar="B", help="the method to compare it with, e.g. sft")
+    compare.add_argument(
+        "--in", dest="folder", type=Path, metavar="EVAL", help="folder of the evaluation (default: the newest finished)"
+    )
+    compare.add_argument("--metric", metavar="M", help="one metric only (default: the reward by set, other scores)")
+    _add_root(compare)
+    compare.set_defaults(run=_compare)
 
     status = verbs.add_parser("status", help="queue, progress, time left, newest checkpoint, attempts of each run")
     status.add_argument(
@@ -117,6 +129,13 @@ def _report(arguments: argparse.Namespace) -> None:
     from promptist.evaluation.report import write_report
 
     print(write_report(arguments.folder))
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from promptist.evaluation.comparison import report, sides
+
+    ours, theirs = sides((arguments.a, arguments.b), arguments.folder, arguments.root)
+    print(report(ours, theirs, arguments.metric))
 
 
 def _status(arguments: argparse.Namespace) -> None:

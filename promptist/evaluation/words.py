@@ -64,9 +64,11 @@ def compare(difference: Difference) -> str:
         size = number(abs(d.mean), digits)
         return f"{ours} scores {size} {more} {metric} than {theirs} (95 % interval {_corrected(d, digits)}; {basis})."
     if d.t.excludes_zero() and d.bootstrap.excludes_zero():
+        one = d.t_corrected.excludes_zero() or d.bootstrap_corrected.excludes_zero()
+        still = "only one of the two does" if one else "it does not"
         return (
-            f"{change} ({alone}): taken alone the interval excludes 0, corrected for {d.comparisons} comparisons it "
-            f"does not ({interval(d.corrected, digits)}), so it is not sure."
+            f"{change} ({alone}): taken alone the interval excludes 0, corrected for {d.comparisons} comparisons "
+            f"{still} ({interval(d.corrected, digits)}), so it is not sure."
         )
     if d.t.excludes_zero() or d.bootstrap.excludes_zero():
         return (
