@@ -78,7 +78,9 @@ def main(argv: Sequence[str]) -> int:
         return 0
     from promptist.synthetic import quality as figures
 
-    result = figures.measure(reward_config(folder), folder, plain=options.plain, per_modifier=options.per_modifier)
+    result = figures.measure(
+        reward_config(folder), rival_config(folder), folder, plain=options.plain, per_modifier=options.per_modifier
+    )
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "quality.json").write_text(json.dumps(result, indent=2) + "\n")
     text = figures.markdown(result)
@@ -104,3 +106,17 @@ def reward_config(folder: Path):  # type: ignore[no-untyped-def]
 def _print_files(folder: Path, files: dict[str, int]) -> None:
     for name, lines in files.items():
         print(f"{folder / name}: {lines} lines")
+
+
+def rival_config(folder: Path):  # type: ignore[no-untyped-def]
+    """The held-out scorer of the world in ``folder``."""
+    from promptist.reward.aesthetic import AestheticConfig
+    from promptist.reward.clip import ClipConfig
+    from promptist.reward.held_out import HeldOutConfig
+    from promptist.synthetic.rival import FOLDER, HEAD
+
+    return HeldOutConfig(
+        FOLDER,
+        clip=ClipConfig(model=str(folder / FOLDER), pretrained=None, dtype="float32"),
+        aesthetic=AestheticConfig(path=str(folder / FOLDER / HEAD)),
+    )

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from promptist import rng as counter_rng
-from promptist.synthetic import grammar, prompts, scenes, world
+from promptist.errors import UserError
+from promptist.synthetic import contrastive, grammar, prompts, rival, scenes, vocabulary, world
 from promptist.synthetic.render import LAYER_STYLES, PICTURE_STYLES, render
 from promptist.synthetic.training import train
 
@@ -147,8 +148,6 @@ def test_both_clip_tokenizers_agree(tmp_path: Path) -> None:
     """open_clip's reading of the BPE file against transformers' CLIPTokenizer."""
     import open_clip
 
-    from promptist.synthetic import vocabulary
-
     texts = scenes.corpus(200, counter_rng.generator(0, "tokenizer-test")) + ["an unknown zebra!", "Red BOAT"]
     merges = vocabulary.train_clip_merges(5)
     vocabulary.write_open_clip_bpe(merges, tmp_path / "bpe.txt.gz")
@@ -180,3 +179,61 @@ def test_shipped_world_paints_what_is_asked() -> None:
     painted = paint(RewardModel(reward_config(ASSETS)), captions, captions, [7] * len(captions), "test")
     objects, colours = verdicts(load_judge(ASSETS), painted.pictures, contents)
     assert (objects & colours).mean() > 0.65
+
+
+def test_rivals_pool_pairs_each_picture_with_its_scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even pictures are the renders of their scenes, odd ones went through the autoencoder; kept for a later start."""
+    monkeypatch.setattr(rival, "POOL", 6)
+    monkeypatch.setattr(contrastive, "reconstruct", lambda vae, pictures: -pictures)
+    drawn, pictures = rival.pool(tmp_path, None, 5)  # type: ignore[arg-type]
+    rng = counter_rng.generator(5, "pool")
+    assert drawn == [scenes.sample_scene(rng) for _ in range(6)]
+    expected = torch.from_numpy(scenes.render_scenes(drawn, rng))
+    expected[1::2] *= -1
+    assert (pictures.float() / 127.5 - 1 - expected).abs().max() < 0.5 / 127.5 + 1e-6
+    monkeypatch.setattr(scenes, "render_scenes", None)
+    assert torch.equal(rival.pool(tmp_path, None, 5)[1], pictures)  # type: ignore[arg-type]
+
+
+def test_rivals_augmentation_crops_mirrors_and_hardly_changes_colours() -> None:
+    rng = counter_rng.generator(0, "augment-test")
+    ramp = torch.linspace(-0.8, 0.8, 64).expand(200, 3, 64, 64)  # brighter to the right
+    changed = rival.augment(ramp, rng)
+    assert changed.shape == ramp.shape and changed.abs().max() <= 1
+    slopes = (changed[..., 32, 50] - changed[..., 32, 14]).mean(1) / (0.8 * 2 * 36 / 63)
+    assert 0.3 < (slopes < 0).float().mean() < 0.7  # mirrored
+    assert slopes.abs().min() >= 0.82 * 0.92 - 1e-3 and slopes.abs().max() <= 1.08 + 1e-3  # a crop stretches the ramp
+    grey = rival.augment(torch.full((400, 3, 64, 64), 0.5), rng).mean((2, 3)) - 0.5
+    assert grey.abs().mean() < 0.06 and grey.std() > 0.02
+    again = rival.augment(ramp, counter_rng.generator(0, "augment-test"))
+    assert torch.equal(again, changed)
+
+
+def test_rival_needs_a_world(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no miniature world"):
+        rival.add_rival(tmp_path, tmp_path, 1)
+
+
+@needs_world
+def test_shipped_rival_reads_pictures_and_ratings() -> None:
+    """On rendered pictures of held-out contents; `promptist world quality` measures generated ones."""
+    from promptist.reward.aesthetic import AestheticHead
+    from promptist.reward.clip import ClipEncoder
+    from promptist.synthetic.cli import rival_config
+
+    assert rival.own_seed(world.SEED) == json.loads((ASSETS / "rival" / "rival.json").read_text())["seed"] != world.SEED
+    assert (ASSETS / "rival/bpe.txt.gz").read_bytes() != (ASSETS / "clip/bpe.txt.gz").read_bytes()
+    config = rival_config(ASSETS)
+    clip = ClipEncoder(config.clip, "cpu", 32)
+    head = AestheticHead.load(config.aesthetic.path, clip.dimension)
+    rng = counter_rng.generator(3, "rival-test")
+    contents = list(scenes.HELD_OUT_CONTENTS)
+    texts = clip.encode_texts([grammar.caption(c, grammar.USER_TEMPLATES[0]) for c in contents])
+    plain = torch.from_numpy(scenes.render_scenes([scenes.Scene(c, ()) for c in contents], rng))
+    found = [contents[i] for i in (clip.encode_images((plain + 1) / 2) @ texts.T).argmax(1).tolist()]
+    right = [(a.object == b.object, a.colour == b.colour) for a, b in zip(contents, found, strict=True)]
+    assert np.mean(right, axis=0).min() > 0.85
+    drawn = [scenes.Scene(c, scenes.sample_scene(rng).phrases) for c in contents * 2]
+    styled = torch.from_numpy(scenes.render_scenes(drawn, rng))
+    scores = head.score(clip.encode_images((styled + 1) / 2)).numpy()
+    assert np.corrcoef(scores, [grammar.rating(s.content, s.phrases) for s in drawn])[0, 1] > 0.6
