@@ -17,7 +17,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special, stats
+from scipy import special
 
 from promptist.evaluation.results import CONFIDENCE, NO_INTERVAL, Interval
 from promptist.rng import generator
@@ -100,6 +100,11 @@ def degrees_of_freedom(variance: float, prompts: int, trainings: int, spread: Sp
     return sum(parts) ** 2 / (parts[0] ** 2 / (prompts - 1) + parts[1] ** 2 / spread.df)
 
 
+def t_quantile(tail: float, df: float) -> float:
+    """Student's t beyond which `tail` of the distribution lies."""
+    return -float(special.stdtrit(df, tail))
+
+
 def analytic_interval(differences: Array, spread: Spread, confidence: float = CONFIDENCE) -> Interval:
     """mean -+ t sqrt(v / P + v_R / R), v the variance of the prompts' means over trainings, t Student's quantile with
     `degrees_of_freedom`. With R = 1 and nothing from a family the paired t interval. NaN if P < 2."""
@@ -117,12 +122,12 @@ def p_value(differences: Array, spread: Spread) -> float:
     if mean <= 1e-12 * float(np.max(np.abs(differences))):
         return 1.0
     error, df = _error(differences, spread)
-    return float(2 * stats.t.sf(mean / error, df)) if error > 0 else 0.0
+    return float(2 * special.stdtr(df, -mean / error)) if error > 0 else 0.0
 
 
 def _half(differences: Array, spread: Spread, alpha: float) -> float:
     error, df = _error(differences, spread)
-    return float(stats.t.isf(alpha / 2, df) * error) if error > 0 else 0.0
+    return float(t_quantile(alpha / 2, df) * error) if error > 0 else 0.0
 
 
 def _error(differences: Array, spread: Spread) -> tuple[float, float]:
@@ -187,8 +192,8 @@ class Bootstrap:
         if self.trainings == 1:
             return Interval(mean + stretch * low, mean + stretch * high)
         if variance > 0 or spread.trainings > 0:
-            t = stats.t.isf(tail, degrees_of_freedom(variance, self.prompts, self.trainings, spread))
-            stretch *= t / stats.t.isf(tail, self.prompts - 1)
+            t = t_quantile(tail, degrees_of_freedom(variance, self.prompts, self.trainings, spread))
+            stretch *= t / t_quantile(tail, self.prompts - 1)
             arm = t * np.sqrt(spread.trainings / self.trainings)
         else:
             arm = 0.0
@@ -206,16 +211,16 @@ class Bootstrap:
             return tail, 1 - tail
         at_most = np.searchsorted(means, 0.0, "right")
         share = (np.searchsorted(means, 0.0, "left") + at_most) / (2 * len(means))
-        bias = stats.norm.ppf(np.clip(share, 0.5 / len(means), 1 - 0.5 / len(means)))
+        bias = special.ndtri(np.clip(share, 0.5 / len(means), 1 - 0.5 / len(means)))
         acceleration = np.sum(row**3) / (6 * squares**1.5)
 
         def level(z: float) -> float:
             shifted = bias + z
             shrink = 1 - acceleration * shifted
             # Beyond its pole the correction has no meaning: the farthest resample is the best there is.
-            return float(stats.norm.cdf(bias + shifted / shrink)) if shrink > 0 else float(shifted > 0)
+            return float(special.ndtr(bias + shifted / shrink)) if shrink > 0 else float(shifted > 0)
 
-        return level(float(stats.norm.ppf(tail))), level(float(stats.norm.isf(tail)))
+        return level(float(special.ndtri(tail))), level(-float(special.ndtri(tail)))
 
 
 def _sorted(batches: list[Array]) -> Array:
