@@ -20,6 +20,8 @@ from promptist.errors import UserError
 
 CONFIGS = Path("configs/demo")
 WORLD = Path("runs/demo-world")
+NEWEST_PARTS = ("prompts/test.jsonl", "rival")
+"""A world without them was unpacked by an earlier version; to unpack it again changes nothing else."""
 # Two cores: SFT and evaluation use both for the same work. In PPO two ranks paint and one trains: painting takes most
 # of an iteration, and while both cores paint the training rank waits. The three share the cores for the rest.
 RANKS = {"sft": 2, "ppo": 3, "evaluate": 2}
@@ -36,7 +38,7 @@ def run(argv: Sequence[str]) -> int:
     if not CONFIGS.is_dir():
         raise UserError(f"{CONFIGS} is not here: run `promptist demo` in the repository's top folder")
     began = time.monotonic()
-    if not (WORLD / "prompts/eval.jsonl").exists():
+    if not all((WORLD / part).exists() for part in NEWEST_PARTS):
         from promptist.synthetic.world import unpack
 
         print(f"== the miniature world goes to {WORLD}", flush=True)
@@ -55,7 +57,7 @@ def run(argv: Sequence[str]) -> int:
             f"roles.reward_per_node={PAINTERS}",
         ],
     )
-    launch("evaluate", CONFIGS / "eval.yaml", [f"run.name={evaluation.name}", methods(sft, ppo)])
+    launch("evaluate", CONFIGS / "eval.yaml", [f"run.name={evaluation.name}", *models(sft, ppo)])
     print(f"\n== done in {(time.monotonic() - began) / 60:.1f} minutes")
     print((evaluation / "results.md").read_text())
     print(f"Open {evaluation / 'report.html'} in a browser: what was learnt, in pictures.")
@@ -63,14 +65,15 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def methods(sft: Path, ppo: Path) -> str:
-    """The rows of the comparison, as an override of configs/demo/eval.yaml."""
-    rows = ["{name: user, kind: user}", "{name: human, kind: human}"]
-    rows += [
-        f"{{name: {name}, kind: model, path: {path}}}"
-        for name, path in (("sft", sft), ("sft-best", sft / "export-best"), ("ppo", ppo))
-    ]
-    return f"methods=[{', '.join(rows)}]"
+def models(sft: Path, ppo: Path) -> list[str]:
+    """Where the models of configs/demo/eval.yaml lie, as overrides."""
+    from jobs.evaluate import EvalJob
+    from promptist.config import load
+
+    paths = {"sft": sft, "sft-best": sft / "export-best", "ppo": ppo}
+    rows = load(EvalJob, CONFIGS / "eval.yaml").methods
+    found = [f"methods.{i}.path={paths[row.name]}" for i, row in enumerate(rows) if row.name in paths]
+    return [*found, f"reference={sft / 'export'}"]
 
 
 def launch(job: str, config: Path, overrides: list[str]) -> None:

@@ -21,9 +21,9 @@ def test_seed_reaches_every_job_and_its_folders(
 ) -> None:
     monkeypatch.setattr(demo, "CONFIGS", Path("configs/demo").resolve())
     monkeypatch.chdir(tmp_path)
-    for folder in ("runs/demo-world/prompts", "runs/demo-eval-seed3"):
+    for folder in ("runs/demo-world/prompts", "runs/demo-world/rival", "runs/demo-eval-seed3"):
         Path(folder).mkdir(parents=True)
-    Path("runs/demo-world/prompts/eval.jsonl").touch()  # the world is unpacked already
+    Path("runs/demo-world/prompts/test.jsonl").touch()  # the world is unpacked already
     Path("runs/demo-eval-seed3/results.md").write_text("the table")
     jobs: dict[str, Any] = {}
     monkeypatch.setattr(
@@ -39,6 +39,7 @@ def test_seed_reaches_every_job_and_its_folders(
         "sft-best": "runs/demo-sft-seed3/export-best",
         "ppo": "runs/demo-ppo-seed3",
     }
+    assert evaluation.reference == ["runs/demo-sft-seed3/export"]
     assert ppo.reward == evaluation.reward
     assert "the table" in capsys.readouterr().out
 
