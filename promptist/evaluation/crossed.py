@@ -63,12 +63,13 @@ def typical_training_variance(family: Sequence[Array]) -> float:
 
     On the log scale one unsteady set does not speak for all (Smyth 2004 shrinks such variances there, too);
     exp(log(d / 2) - digamma(d / 2)) undoes the bias of the logarithm of a chi-square with d = R - 1 degrees of freedom.
-    Comparisons without any spread between trainings are left out. 0 for an empty family.
+    Comparisons without any spread between trainings, whose logarithm would say it all, are left out. 0 for an empty
+    family.
     """
     logs, rests = [], []
     for differences in family:
         squares, half = mean_squares(differences), (differences.shape[1] - 1) / 2
-        if squares.trainings > 0 and squares.residual > 0:
+        if squares.trainings > 1e-6 * squares.residual > 0:
             logs.append(np.log(squares.trainings / len(differences)) + np.log(half) - special.digamma(half))
             rests.append(np.log(squares.residual / len(differences)))
     return max(float(np.exp(np.mean(logs)) - np.exp(np.mean(rests))), 0.0) if logs else 0.0
