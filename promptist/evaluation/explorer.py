@@ -9,14 +9,17 @@ from tqdm import tqdm
 
 from promptist.evaluation.gallery import Evaluation, score_name
 from promptist.evaluation.methods import label
+from promptist.evaluation.page import script_json
 from promptist.evaluation.thumbnails import choose, encode
 
-BUDGET = 18_000_000
-"""Bytes of embedded pictures, as base64. What does not fit is loaded from its file beside the page when it is shown."""
+BUDGET = 24_000_000
+"""Bytes of the data and the embedded pictures, as base64, together. A picture that does not fit is loaded from its file
+beside the page when it is shown."""
+_FLOOR = 1_000_000  # for pictures, where the texts alone are as large
 
 
-def explorer(evaluation: Evaluation, budget: int = BUDGET) -> tuple[dict[str, Any], str]:
-    """(data, thumbnails) of the page's script.
+def explorer(evaluation: Evaluation, budget: int = BUDGET) -> tuple[str, str]:
+    """(data as JSON, thumbnails) of the page's script.
 
     `data.prompts[i]` is `[x, set, cells]`, a cell for each method: None, or `[mean reward, replicas]`; a replica is
     `[y, scores by seed, picture by seed]`, scores in the order of `data.scores`, pictures as places in `data.pictures`,
@@ -36,7 +39,6 @@ def explorer(evaluation: Evaluation, budget: int = BUDGET) -> tuple[dict[str, An
         for (_, method, replica), paths in evaluation.paths.items()
         if method in methods and replica == table.replicas(method)[0] and seeds[0] in paths
     ]
-    small = _thumbnails(evaluation, list(dict.fromkeys(first)), budget)
     data = {
         "methods": [[m, label(m)] for m in methods],
         "replicas": [table.replicas(m) for m in methods],
@@ -46,7 +48,9 @@ def explorer(evaluation: Evaluation, budget: int = BUDGET) -> tuple[dict[str, An
         "pictures": [evaluation.link(path) for path in place],
         "prompts": prompts,
     }
-    return data, "\n".join(small.get(path, "") for path in place)
+    text = script_json(data)
+    small = _thumbnails(evaluation, list(dict.fromkeys(first)), max(budget - len(text.encode()), _FLOOR))
+    return text, "\n".join(small.get(path, "") for path in place)
 
 
 def _cell(evaluation: Evaluation, x: str, method: str, seeds: list[int], place: dict[str, int]) -> list[Any] | None:

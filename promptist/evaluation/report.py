@@ -34,7 +34,7 @@ from promptist.evaluation.gallery import (
     write_grid,
 )
 from promptist.evaluation.methods import label
-from promptist.evaluation.page import asset, render, script_json
+from promptist.evaluation.page import asset, render
 from promptist.evaluation.paper import gain_table, order_of_gains
 from promptist.evaluation.statistics import analyse
 from promptist.evaluation.table import MEASUREMENTS, read_table
@@ -153,7 +153,7 @@ def _content(evaluation: Evaluation, runs: Runs) -> dict[str, Any]:
         "origin": f"Evaluation {evaluation.folder.resolve().name}, seed {meta.get('seed', 0)}, "
         f"prompt set {str(meta.get('prompts', '?'))[:12]}, painter {str(meta.get('painter', '?'))[:12]}; "
         f"all single measurements are in {MEASUREMENTS}, all intervals in results.csv, all texts in prompts.csv.",
-        "data": script_json(data),
+        "data": data,
         "thumbnails": thumbnails,
         "script": asset("explorer.js"),
     }

@@ -25,7 +25,7 @@ class Size:
     quality: int
 
 
-SIZES = [Size(192, 75), Size(160, 70), Size(128, 65), Size(96, 60), Size(80, 50), Size(64, 45)]
+SIZES = [Size(144, 68), Size(128, 65), Size(112, 62), Size(96, 60), Size(80, 50), Size(64, 45)]
 """From the best on; the smallest is what still shows the content."""
 PROBES = 48
 

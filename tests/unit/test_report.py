@@ -244,11 +244,15 @@ def test_small_pictures_keep_to_their_budget(tmp_path: Path) -> None:
     assert max(Image.open(io.BytesIO(thumbnails.encode(paths[0], size))).size) == size.pixels
 
 
-def test_what_does_not_fit_is_loaded_from_its_file(tmp_path: Path) -> None:
+def test_what_does_not_fit_is_loaded_from_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_evaluation(tmp_path / "e", prompts=10, checkpoints=())
-    _, lines = explorer(read_evaluation(tmp_path / "e"), budget=20_000)
+    monkeypatch.setattr("promptist.evaluation.explorer._FLOOR", 0)
+    found = read_evaluation(tmp_path / "e")
+    whole, lines = explorer(found)
+    assert sum(bool(line) for line in lines.split("\n")) == 10 + 5 + 10 + 10  # user, human, SFT, PPO
+    data, lines = explorer(found, budget=len(whole.encode()) + 20_000)
     embedded = [line for line in lines.split("\n") if line]
-    assert 0 < len(embedded) < 35 and sum(map(len, embedded)) < 25_000
+    assert data == whole and 0 < len(embedded) < 35 and sum(map(len, embedded)) < 25_000
 
 
 def test_json_in_a_script_ends_no_script() -> None:
