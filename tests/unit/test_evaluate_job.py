@@ -16,6 +16,7 @@ import pytest
 
 from jobs.evaluate import EvalJob, main
 from promptist.cluster import preemption
+from promptist.cluster.needs import needs_of
 from promptist.cluster.status import finished_shards
 from promptist.config import load
 from promptist.errors import EXIT_STOPPED, UserError
@@ -331,6 +332,21 @@ def test_bad_combinations(config: Path) -> None:
     ):
         with pytest.raises(UserError, match=words):
             load(EvalJob, config, overrides)
+
+
+def test_what_it_loads_is_known_before_it_starts(config: Path) -> None:
+    job = load(EvalJob, config, ["methods.1={name: run, kind: checkpoints, path: /nowhere}"])
+    needs = needs_of(job)
+    assert [need.key for need in needs if not need.key.startswith(("reward", "held_out"))] == [
+        "methods.1.path", "methods.2.path", "methods.3.path", "methods.3.path", "reference"
+    ]  # fmt: skip
+    lost = []
+    for need in needs:
+        try:
+            assert need.find().exists()
+        except UserError as error:
+            lost.append((need.key, str(error)))
+    assert [key for key, _ in lost] == ["methods.1.path"] and "no complete checkpoint" in lost[0][1]
 
 
 def test_training_knows_no_held_out_scorer(tmp_path: Path) -> None:
