@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,7 +23,6 @@ from promptist.evaluation.lengths import Counter
 from promptist.evaluation.measures import text_of
 from promptist.evaluation.plan import Entry, Plan
 from promptist.evaluation.prompts import EvalPrompt
-from promptist.evaluation.statistics import Row
 from promptist.evaluation.store import ImageKey, Store
 from promptist.evaluation.timings import PICTURE, RATIO, REWRITE, Clock
 from promptist.reward.messages import ImageRequest, Measurement
@@ -33,8 +31,6 @@ log = logging.getLogger(__name__)
 
 NAMESPACE = "eval"
 REWRITE_CHUNK = 32
-TABLE = "rows.parquet"
-"""Until report and statistics read `table.py`: a row per picture, as they did before."""
 
 T = TypeVar("T")
 Painter = Callable[[list[ImageRequest]], list[Measurement]]
@@ -219,36 +215,6 @@ def _gather(world: World, part: T) -> list[T]:
     world.barrier_all()
     gathered: list[T] | None = world.comm.gather(part, root=0)
     return [part] if gathered is None else gathered
-
-
-def write_table(path: Path, rows: Sequence[Row]) -> None:
-    """Parquet, one row per image with the fields of `Row`; appears whole or not at all."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    text, number = pa.string(), pa.float64()
-    schema = pa.schema(
-        {
-            "prompt": text, "set": text, "method": text, "k": pa.int32(), "rewrite": text,
-            "cosine": number, "aesthetic": number, "picture": text,
-        }
-    )  # fmt: skip
-    part = path.with_name(path.name + ".tmp")
-    pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema=schema), part)
-    os.replace(part, path)
-
-
-def read_table(path: Path) -> list[Row]:
-    """Inverse of `write_table`; UserError where the file is missing or no such table."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if not path.is_file():
-        raise UserError(f"{path.parent} holds no finished evaluation ({path.name} is missing): run jobs.evaluate first")
-    try:
-        return [Row(**row) for row in pq.read_table(path).to_pylist()]
-    except (pa.ArrowException, TypeError) as error:
-        raise UserError(f"{path} is not a table of this evaluation ({error}): delete it and evaluate again") from None
 
 
 class Progress:

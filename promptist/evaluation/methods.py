@@ -25,7 +25,7 @@ from promptist.data.prompts import parse_record, read_lines, text_field
 from promptist.errors import UserError
 from promptist.evaluation.prompts import EvalPrompt
 from promptist.evaluation.random_modifiers import read_pool
-from promptist.evaluation.statistics import ALL
+from promptist.evaluation.results import ALL
 
 # By kind, the keys of which a row has exactly one (and no other), and what that key is to be.
 _KEYS: dict[str, tuple[tuple[str, ...], str]] = {

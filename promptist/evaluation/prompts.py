@@ -12,7 +12,7 @@ from pathlib import Path
 
 from promptist.data.prompts import parse_record, read_lines, text_field
 from promptist.errors import UserError
-from promptist.evaluation.statistics import ALL
+from promptist.evaluation.results import ALL
 
 VERSION = 1
 """Of what `fingerprint` hashes: another version never has the hash of this one."""

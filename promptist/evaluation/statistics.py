@@ -16,7 +16,6 @@ import numpy as np
 
 from promptist.errors import UserError
 from promptist.evaluation.crossed import (
-    RESAMPLES,
     Array,
     Bootstrap,
     Spread,
@@ -30,21 +29,12 @@ from promptist.evaluation.diversity import diversity
 from promptist.evaluation.results import (
     ALL,
     CONFIDENCE,
-    METRICS,
-    NO_INTERVAL,
     Difference,
-    Interval,
     Level,
     Results,
     default_pairs,
 )
-from promptist.evaluation.rows import Row, prompt_scores
 from promptist.evaluation.table import Scores, Table
-
-__all__ = [
-    "ALL", "METRICS", "NO_INTERVAL", "RESAMPLES", "Comparison", "Difference", "Interval", "Level", "Results", "Row",
-    "analyse", "compare_all", "default_pairs", "prompt_scores", "spreads",
-]  # fmt: skip
 
 LENGTHS = (0, 10, 20, 30, 40)
 """Lower ends of the buckets of prompt length in GPT-2 tokens (the paper's 0-10, 10-20, ..., 40+); a length that is
