@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from promptist.evaluation.methods import label
+from promptist.evaluation.paper import gain_table
 from promptist.evaluation.results import ALL, METRICS, Difference, Interval, Level, Results, held_out
 from promptist.evaluation.words import MINUS, digits_of, metric_name, number, percent, signed
 
@@ -72,8 +73,8 @@ def csv_text(results: Results) -> str:
 
 
 def markdown(results: Results) -> str:
-    """Tables for a README: levels by method and set, paired differences of the reward, what became of the texts, and
-    the reward by length of the prompt."""
+    """Tables for a README: levels by method and set, paired differences of the reward, gains next to the paper's, what
+    became of the texts, and the reward by length of the prompt."""
     scores = held_out(results.metrics)
     heads = ["set", "method", "reward", "aesthetic", "relevance", "CLIP cosine", *map(metric_name, scores)]
     lines = _markdown_head([*heads, "left as is"])
@@ -91,6 +92,15 @@ def markdown(results: Results) -> str:
         found = [results.difference(method, baseline, "reward", name) for method, baseline in pairs]
         lines.append(_row(name, *(f"{_mean(d)} {_brackets(d.corrected)}".strip() if d else "–" for d in found)))
     lines += ["", _basis(results), ""]
+    if gains := gain_table(results):
+        lines += _markdown_head(["set", *gains["heads"][1:]])
+        for row in gains["groups"][0]["rows"]:
+            lines.append(_row(row["name"], *(f"**{c['text']}**" if c["sure"] else c["text"] for c in row["cells"])))
+        lines += [
+            "",
+            "Reward over that of the user input; the paper's are of Hao et al. 2023, Table 1, other models.",
+            "",
+        ]
     texts = text_table(results)
     if texts["groups"]:
         lines += _markdown_head(["set", "method", *texts["heads"][1:]])
