@@ -268,7 +268,6 @@ def markdown(result: dict[str, Any]) -> str:
             f"| judge: {name} right on generated pictures | {_percent(result['generated'][name])} |"
             for name in ("object", "colour", "both")
         ),
-        f"| standard deviation of the rating (plain and human-engineered prompts) | {result['rating_std']:.3f} |",
         "",
         "| scorer, on held-out captions | of the reward | rival |",
         "| --- | --- | --- |",
@@ -318,6 +317,7 @@ _SCORER_ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "cosine of plain prompts with their pictures: median, standard deviation": lambda s: (
         f"{s['cosine']['median']:.3f}, {s['cosine']['std']:.3f}"
     ),
+    "standard deviation of the rating (plain and human-engineered prompts)": lambda s: f"{s['rating_std']:.3f}",
     "hinge: slope, offset": lambda s: f"{s['hinge']['slope']:.2f}, {s['hinge']['offset']:.2f}",
     "human-engineered less plain prompts, rating": lambda s: f"{s['human_minus_user']['rating']['mean']:+.2f}",
     "human-engineered less plain prompts, cosine": lambda s: f"{s['human_minus_user']['relevance']['mean']:+.3f}",
