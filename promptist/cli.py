@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_root(compare)
     compare.set_defaults(run=_compare)
 
-    status = verbs.add_parser("status", help="queue, progress, time left, newest checkpoint, attempts of each run")
+    status = verbs.add_parser("status", help="queue, progress, time left, checkpoint, attempts, alarms of each run")
     status.add_argument(
         "runs", nargs="*", type=Path, metavar="RUN", help="run folders, or folders of runs (default: all below --root)"
     )
@@ -140,6 +140,7 @@ def _compare(arguments: argparse.Namespace) -> None:
 
 def _status(arguments: argparse.Namespace) -> None:
     from promptist.cluster.status import find_runs, look, table
+    from promptist.evaluation.alarms import count
 
     for folder in arguments.runs:
         if not find_runs(folder):
@@ -147,7 +148,7 @@ def _status(arguments: argparse.Namespace) -> None:
     runs = [run for folder in arguments.runs or [arguments.root] for run in find_runs(folder)]
     if not runs:
         raise UserError(f"there is no run below {arguments.root}: name another folder with --root")
-    print(table(look(runs)))
+    print(table(look(runs, count)))
 
 
 def _logs(arguments: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -27,13 +27,15 @@ log = logging.getLogger(__name__)
 # The section of a job's config that only this sort of job has, and the key in it that holds its length.
 _LENGTH_KEYS = {"ppo": "iterations", "sft": "steps"}
 _SUBMISSION = "submission"
-_HEADS = ("run", "job", "state", "progress", "ETA", "last heard of", "checkpoint", "attempts")
+_HEADS = ("run", "job", "state", "progress", "ETA", "last heard of", "checkpoint", "attempts", "alarms")
+
+Judge = Callable[[str, Sequence[Mapping[str, Any]]], int]
 
 
 @dataclass(frozen=True)
 class Status:
     """One line of `promptist status`: texts, empty where there is nothing to say. `trouble`: how the last attempt that
-    did not end well ended, empty for a run that is done."""
+    did not end well ended, empty for a run that is done; `alarms`: how many its metrics raise, empty for none."""
 
     run: Path
     kind: str
@@ -44,11 +46,13 @@ class Status:
     checkpoint: str = ""
     attempts: str = ""
     trouble: str = ""
+    alarms: str = ""
 
     @property
     def cells(self) -> tuple[str, ...]:
         return (
             str(self.run), self.kind, self.state, self.progress, self.eta, self.heard, self.checkpoint, self.attempts,
+            self.alarms,
         )  # fmt: skip
 
 
@@ -71,8 +75,9 @@ def newest_export(root: Path) -> Path | None:
     return max(finished, key=lambda run: (run / "done.json").stat().st_mtime) / "export" if finished else None
 
 
-def look(runs: Sequence[Path]) -> list[Status]:
+def look(runs: Sequence[Path], count_alarms: Judge | None = None) -> list[Status]:
     """The status of each run. The queue is asked once for all, and left out where there is no SLURM.
+    `count_alarms(kind, records)` is asked for the alarms that a run's metrics raise.
 
     Raises UserError naming a folder that is no run.
     """
@@ -83,7 +88,7 @@ def look(runs: Sequence[Path]) -> list[Status]:
             queue = states([job for found in jobs.values() for job in found])
         except UserError as error:
             log.warning("the queue is not known: %s", error)
-    return [_status(run, None if queue is None else _entries(jobs[run], queue)) for run in runs]
+    return [_status(run, None if queue is None else _entries(jobs[run], queue), count_alarms) for run in runs]
 
 
 def job_ids(run: Path) -> list[str]:
@@ -120,7 +125,7 @@ def finished_shards(run: Path) -> tuple[int, int] | None:
     return sum(count == of for _, count in notes), of
 
 
-def _status(run: Path, queue: list[QueueEntry] | None) -> Status:
+def _status(run: Path, queue: list[QueueEntry] | None, count_alarms: Judge | None) -> Status:
     config = _config(run)
     kind, total = _length(config)
     records = read_metrics(run / METRICS) if (run / METRICS).is_file() else []
@@ -138,6 +143,7 @@ def _status(run: Path, queue: list[QueueEntry] | None) -> Status:
         checkpoint=f"{newest.name}, {_age(_mtime(newest / COMPLETE))}" if newest else "",
         attempts=_tried(tried),
         trouble="" if done else _trouble(tried),
+        alarms=str(count_alarms(kind, records) or "") if count_alarms else "",
     )
 
 

@@ -83,6 +83,11 @@ def find(kind: str, records: Sequence[Mapping[str, Any]], thresholds: Thresholds
     return alarms
 
 
+def count(kind: str, records: Sequence[Mapping[str, Any]]) -> int:
+    """How many alarms a run raises; 0 for one of a kind that nothing is known of."""
+    return len(find(kind, records)) if kind in CHECKS else 0
+
+
 def _since(check: Check, history: History, limits: Thresholds) -> int:
     since = history.steps[-1]
     for step in reversed(history.steps[:-1]):

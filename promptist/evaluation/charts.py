@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from promptist.evaluation.figures import Dots, Series, curve_svg, dots_svg
-from promptist.evaluation.gallery import Evaluation, main_score, score_name
+from promptist.evaluation.gallery import Evaluation
 from promptist.evaluation.methods import label
+from promptist.evaluation.results import held_out
+from promptist.evaluation.words import metric_name
 
 
 def reward_figures(evaluation: Evaluation) -> list[str]:
@@ -41,8 +43,7 @@ def over_kl(evaluation: Evaluation) -> list[str]:
         name, at, step = method.rpartition("@")
         if at and step.isdigit():
             runs.setdefault(name, []).append((int(step), method))
-    held_out = dict.fromkeys(m.rpartition(".")[0] for m in table.metrics if "." in m)
-    shown = ["reward", *(m for name in held_out if (m := main_score(table.metrics, name)))]
+    shown = ["reward", *held_out(table.metrics)]
     found = []
     for metric in shown if runs else ():
         lines = []
@@ -56,7 +57,7 @@ def over_kl(evaluation: Evaluation) -> list[str]:
                 lines.append(Series(list(x), list(y), label(name) if len(runs) > 1 else "", marks))
         kind = "what training optimises" if metric == "reward" else "held out"
         if lines:
-            found.append(curve_svg(f"{score_name(metric)} ({kind})", "KL to the SFT model (nats per rewrite)", lines))
+            found.append(curve_svg(f"{metric_name(metric)} ({kind})", "KL to the SFT model (nats per rewrite)", lines))
     return found
 
 

@@ -7,10 +7,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from promptist.evaluation.gallery import Evaluation, score_name
+from promptist.evaluation.gallery import Evaluation
 from promptist.evaluation.methods import label
 from promptist.evaluation.page import script_json
 from promptist.evaluation.thumbnails import choose, encode
+from promptist.evaluation.words import metric_name
 
 BUDGET = 24_000_000
 """Bytes of the data and the embedded pictures, as base64, together. A picture that does not fit is loaded from its file
@@ -44,7 +45,7 @@ def explorer(evaluation: Evaluation, budget: int = BUDGET) -> tuple[str, str]:
         "replicas": [table.replicas(m) for m in methods],
         "sets": table.sets,
         "seeds": seeds,
-        "scores": [[metric, score_name(metric), digits] for metric, digits in evaluation.scores.items()],
+        "scores": [[metric, metric_name(metric), digits] for metric, digits in evaluation.scores.items()],
         "pictures": [evaluation.link(path) for path in place],
         "prompts": prompts,
     }

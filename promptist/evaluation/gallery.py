@@ -16,17 +16,15 @@ import numpy as np
 from promptist.evaluation.figures import Cell, save_grid
 from promptist.evaluation.methods import label
 from promptist.evaluation.page import marked
-from promptist.evaluation.results import Results
+from promptist.evaluation.results import METRICS, Results, held_out
 from promptist.evaluation.table import Table
 from promptist.evaluation.thumbnails import data_uri
-from promptist.evaluation.words import number, signed
+from promptist.evaluation.words import digits_of, metric_name, number, signed
 
 CASES_PER_SET = 3
 EXTREMES = 6
 COLUMNS = 5
 GRID_ROWS = 6
-SCORES = {"reward": 2, "aesthetic": 2, "relevance": 2, "cosine": 3}
-"""The training's own scores of a picture, with their digits."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +52,8 @@ class Evaluation:
     def scores(self) -> dict[str, int]:
         """Scores of a picture that the page shows, with digits: the training's own and the main one of each held-out
         scorer."""
-        held_out = dict.fromkeys(m.rpartition(".")[0] for m in self.table.metrics if "." in m)
-        found = {m: digits for m, digits in SCORES.items() if m in self.table.metrics}
-        return found | {m: 2 for name in held_out if (m := main_score(self.table.metrics, name))}
+        metrics = self.table.metrics
+        return {m: digits_of(m) for m in [*(m for m in METRICS if m in metrics), *held_out(metrics)]}
 
     @cached_property
     def paths(self) -> dict[tuple[str, str, int], dict[int, str]]:
@@ -93,16 +90,6 @@ class Evaluation:
             return self.table.value(metric, method, prompt, replica, seed)
         except KeyError:
             return None
-
-
-def main_score(metrics: Sequence[str], scorer: str) -> str | None:
-    """Of a held-out scorer's metrics the one that comes nearest to the reward."""
-    return next((m for part in ("reward", "score", "aesthetic") if (m := f"{scorer}.{part}") in metrics), None)
-
-
-def score_name(metric: str) -> str:
-    """`rival.reward` -> `rival reward`."""
-    return metric.replace(".", " ").replace("_", " ")
 
 
 def spread(items: Sequence[str], count: int) -> list[str]:
@@ -184,7 +171,7 @@ def _caption(evaluation: Evaluation, prompt: str, method: str, replica: int, see
         value = evaluation.value(metric, prompt, method, replica, seed)
         if value is not None:
             shown = signed(value) if metric.endswith("reward") else number(value, digits)
-            words.append(f"{score_name(metric)} {shown}")
+            words.append(f"{metric_name(metric)} {shown}")
     return words
 
 

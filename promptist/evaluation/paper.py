@@ -23,11 +23,7 @@ GAINS = {
 }
 """Set -> (SFT, RL). The four source kinds are of human-engineered prompts (Lexica), in-domain are user inputs of
 DiffusionDB, out-of-domain captions of COCO."""
-_ALSO = {
-    "main-content": "MC", "mc-modifiers": "MCM", "rephrased": "RMC", "rephrased-target": "RTP",
-    "user": "in-domain", "users": "in-domain", "diffusiondb": "in-domain",
-    "caption": "out-of-domain", "captions": "out-of-domain", "coco": "out-of-domain",
-}  # fmt: skip
+_ALSO = {"diffusiondb": "in-domain", "coco": "out-of-domain"}
 
 
 def paper_set(name: str) -> str | None:

@@ -38,7 +38,7 @@ from promptist.evaluation.page import asset, render
 from promptist.evaluation.paper import gain_table, order_of_gains
 from promptist.evaluation.statistics import analyse
 from promptist.evaluation.table import MEASUREMENTS, read_table
-from promptist.evaluation.tables import csv_text, difference_table, level_table, markdown
+from promptist.evaluation.tables import csv_text, difference_table, length_table, level_table, markdown, text_table
 from promptist.evaluation.words import number, signed, summary
 
 META = "evaluation.json"
@@ -122,10 +122,20 @@ _OVER_KL_NOTE = (
     "plot shows what training optimises, the others scorers that training never saw: where they part, the policy "
     "pleases the scorer instead of the user."
 )
-_LEVELS_NOTE = (
-    "Means over prompts. Below a mean: the change against the user input with its paired 95 % interval; bold where it "
-    "excludes 0."
-)
+_TABLES = (
+    (
+        "Levels", level_table,
+        "Means over prompts and trainings. Below a mean: the change against the user input, paired, with its corrected "
+        "95 % interval; bold where it excludes 0.",
+    ),
+    ("Differences", difference_table, "Paired, with corrected 95 % intervals; bold where one excludes 0."),
+    (
+        "Texts", text_table,
+        "What rewrites keep of the user's words, how alike their additions are, how long they are. The top addition is "
+        "the most frequent one as an unordered set of modifiers, self-BLEU the mean over rewrites against the others.",
+    ),
+    ("Reward by length of the user's prompt", length_table, "In GPT-2 tokens, over all sets."),
+)  # fmt: skip
 
 
 def _content(evaluation: Evaluation, runs: Runs) -> dict[str, Any]:
@@ -175,11 +185,8 @@ def _tables(evaluation: Evaluation) -> list[dict[str, Any]]:
             "other models: signs and order can be compared, sizes cannot. "
         )
         found.append({"title": "Gains in reward, next to the paper's", "note": intervals + note, **gains})
-    found.append({"title": "Levels", "note": _LEVELS_NOTE, **level_table(results)})
-    differences = difference_table(results)
-    if differences["groups"]:
-        found.append({"title": "Differences", "note": "Paired, with 95 % intervals.", **differences})
-    return found
+    made = [{"title": title, "note": note, **table(results)} for title, table, note in _TABLES]
+    return found + [table for table in made if table["groups"]]
 
 
 def _extremes(evaluation: Evaluation) -> list[dict[str, Any]]:

@@ -41,7 +41,7 @@ def fake_queue(monkeypatch: pytest.MonkeyPatch, *entries: tuple[str, str, str, s
 def columns(text: str) -> list[dict[str, str]]:
     """The table, read by the places of its heads."""
     heads, *lines = text.splitlines()
-    names = ["run", "job", "state", "progress", "ETA", "last heard of", "checkpoint", "attempts"]
+    names = ["run", "job", "state", "progress", "ETA", "last heard of", "checkpoint", "attempts", "alarms"]
     starts = {name: heads.index(name) for name in names if name in heads}
     ends = [*list(starts.values())[1:], 10_000]
     return [
@@ -189,6 +189,18 @@ def test_folders_of_runs_and_what_is_no_run(tmp_path: Path, capsys: pytest.Captu
         status.look([tmp_path])
     with pytest.raises(UserError, match="is not a run folder"):
         status.look([tmp_path / "empty"])
+
+
+def test_alarms_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """KL of 30 nats in the first run: one alarm. The column is there only where a run has some."""
+    for name, kl in (("far", 30.0), ("near", 1.0)):
+        run = make_run(tmp_path / name, "ppo", 40, 0)
+        lines = [json.dumps({"step": step, "kl": kl}) + "\n" for step in range(1, 21)]
+        (run / "metrics.jsonl").write_text("".join(lines))
+    assert cli.main(["status", "--root", str(tmp_path)]) == 0
+    assert [row["alarms"] for row in columns(capsys.readouterr().out)] == ["1", ""]
+    assert cli.main(["status", str(tmp_path / "near")]) == 0
+    assert "alarms" not in capsys.readouterr().out.splitlines()[0]
 
 
 def test_an_incomplete_checkpoint_does_not_count(tmp_path: Path) -> None:
