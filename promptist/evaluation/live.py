@@ -18,6 +18,7 @@ from promptist.errors import UserError
 from promptist.evaluation import alarms
 from promptist.evaluation.curves import plots
 from promptist.evaluation.history import History
+from promptist.evaluation.judges import Thresholds
 from promptist.evaluation.page import marked, render
 from promptist.evaluation.thumbnails import data_uri
 from promptist.evaluation.words import number, percent, signed
@@ -30,8 +31,9 @@ _ROWS: dict[str, list[tuple[str, str, int | None]]] = {
         ("score", "Score", 2), ("reward", "Reward (with the KL penalty)", 2), ("aesthetic", "Aesthetic gain", 2),
         ("relevance", "Relevance", 2), ("kl", "KL to SFT (nats per rewrite)", 2), ("length", "Length (tokens)", 1),
         ("eos", "Ended before the limit", None), ("empty", "Empty rewrites", None),
-        ("distinct_suffix", "Different additions", None), ("entropy", "Entropy (nats per token)", 2),
-        ("explained_variance", "Explained variance of the values", 2), ("clip_fraction", "Clipped tokens", None),
+        ("distinct_suffix", "Different additions", None), ("top_suffix", "Most frequent addition", None),
+        ("entropy", "Entropy (nats per token)", 2), ("explained_variance", "Explained variance of the values", 2),
+        ("clip_fraction", "Clipped tokens", None),
     ],
     "sft": [("loss", "Loss (nats per token)", 3), ("grad_norm", "Gradient norm", 2)],
 }  # fmt: skip
@@ -39,7 +41,7 @@ _VALIDATION: dict[str, list[tuple[str, str, int | None]]] = {
     "ppo": [
         ("valid/score", "Score", 2), ("valid/aesthetic", "Aesthetic gain", 2), ("valid/relevance", "Relevance", 2),
         ("valid/length", "Length (tokens)", 1), ("valid/empty", "Empty rewrites", None),
-        ("valid/distinct_suffix", "Different additions", None),
+        ("valid/distinct_suffix", "Different additions", None), ("valid/top_suffix", "Most frequent addition", None),
     ],
     "sft": [("valid/loss", "Loss (nats per token)", 3)],
 }  # fmt: skip
@@ -60,7 +62,7 @@ def write_live(run: Path) -> Path:
 
 
 def _content(run: Path, status: Status, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    kind, limits = status.kind, alarms.Thresholds()
+    kind, limits = status.kind, Thresholds()
     raised = alarms.find(kind, records)
     drawn = plots(kind, [records])
     return {
@@ -91,7 +93,7 @@ def _state(status: Status) -> list[str]:
     return [sentence for sentence in found if sentence]
 
 
-def _alarm_title(raised: int, steps: int, limits: alarms.Thresholds) -> str:
+def _alarm_title(raised: int, steps: int, limits: Thresholds) -> str:
     if raised:
         return "1 alarm" if raised == 1 else f"{raised} alarms"
     return "No alarm" if steps >= 2 * limits.window else "No alarm, but the run is too young to judge"

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from promptist.evaluation.alarms import CHECKS, Thresholds, find, watched
+from promptist.evaluation.alarms import CHECKS, find, watched
 from promptist.evaluation.history import History, moved
+from promptist.evaluation.judges import Thresholds
 
 Records = list[dict[str, Any]]
 WINDOW = Thresholds().window
@@ -28,7 +29,7 @@ def ppo(steps: int = 60, **changed: Any) -> Records:
         "relevance": lambda t: -0.4 + 0.1 * t, "kl": lambda t: 1.5 * math.sqrt(t), "entropy": lambda t: 0.6 - 0.1 * t,
         "length": lambda t: 12, "eos": lambda t: 0.9, "empty": lambda t: 0.02,
         "distinct_suffix": lambda t: 0.8 - 0.2 * t, "explained_variance": lambda t: 0.5 * t,
-        "clip_fraction": lambda t: 0.05,
+        "clip_fraction": lambda t: 0.05, "top_suffix": lambda t: 0.1 + 0.2 * t, "valid/top_suffix": lambda t: 0.3,
         "valid/score": lambda t: 0.1 + 0.3 * t, "valid/distinct_suffix": lambda t: 0.5, "valid/empty": lambda t: 0.0,
     }  # fmt: skip
     noisy = {"score", "reward", "aesthetic", "relevance"}
@@ -65,6 +66,8 @@ def test_a_run_that_does_well_is_quiet_all_along() -> None:
         ({"distinct_suffix": lambda t: 0.8 - 0.6 * t}, "collapse", ["75 %", "25 %", "below 50 %"]),
         ({"valid__distinct_suffix": lambda t: 0.5 - 0.3 * t}, "collapse in validation", ["50 %", "20 %", "step 60"]),
         ({"valid__distinct_suffix": lambda t: 0.03}, "collapse in validation", ["3 %", "below 5 %"]),
+        ({"top_suffix": lambda t: 0.55}, "one suffix", ["55 %", "above 50 %"]),
+        ({"valid__top_suffix": lambda t: 0.75 * t}, "one suffix", ["75 %", "step 60", "above 50 %"]),
         ({"entropy": lambda t: 0.6 if t < 0.5 else 0.14}, "entropy", ["0.60 to 0.14 nats", "below 50 %"]),
         ({"kl": lambda t: 17 * math.sqrt(t)}, "KL", ["16.3 nats", "above 15"]),
         ({"kl": lambda t: 2 if t < 49.5 / 59 else 4.5}, "KL growth", ["2.0 to 4.5 nats", "2 times", "3 nats"]),
@@ -90,6 +93,7 @@ def test_each_trouble_raises_its_alarm_alone(changed: dict[str, Any], alarm: str
     [
         {"distinct_suffix": lambda t: 0.06},
         {"distinct_suffix": lambda t: 0.8 - 0.4 * t},  # to 0.43 of 0.77
+        {"top_suffix": lambda t: 0.45, "valid__top_suffix": lambda t: 0.5},
         {"entropy": lambda t: 0.6 - 0.25 * t},
         {"kl": lambda t: 14 * math.sqrt(t)},
         {"kl": lambda t: 0.1 + 2.5 * t**6},  # grows fast, but is small
