@@ -30,13 +30,29 @@ class GateConfig:
 
 
 @dataclass
+class FidelityConfig:
+    """The fidelity term: `price` is the reward per unit of cosine that the picture of y has more than the plain
+    prompt's at the same noise, and the charge per unit that it has less. Changes count up to `limit` either way.
+    """
+
+    price: float
+    limit: float
+
+    def __post_init__(self) -> None:
+        if not (self.price > 0 and self.limit > 0):
+            raise UserError(
+                f"reward.terms.fidelity has price {self.price} and limit {self.limit}; both must be above 0, and null "
+                "switches the term off"
+            )
+
+
+@dataclass
 class TermsConfig:
     """The relevance hinge, the pictures of a prompt, and the remedies, which are off by default.
 
     `slope`, `offset`: relevance = min(slope * cosine - offset, 0). The defaults belong to CLIP ViT-L/14 (zero
     at cosine 0.28); another CLIP needs its own. `images` pictures per prompt, their noises drawn from a
-    `bank` of that many keys. `gate`: see there; `fidelity`: reward per unit of cosine that the picture of y has more
-    than the plain prompt's (paid where it has less). Both change what is learned from, never the score.
+    `bank` of that many keys. `gate` and `fidelity` change what is learned from, never the score.
     """
 
     slope: float = 20.0
@@ -44,7 +60,7 @@ class TermsConfig:
     images: int = 3
     bank: int = 16
     gate: GateConfig | None = None
-    fidelity: float = 0.0
+    fidelity: FidelityConfig | None = None
 
     def __post_init__(self) -> None:
         if self.slope <= 0:
@@ -60,15 +76,11 @@ class TermsConfig:
                 f"reward.terms.bank is {self.bank} and reward.terms.images {self.images}; "
                 "the pictures of a prompt have distinct noises, so the bank must hold at least as many"
             )
-        if not self.fidelity >= 0:
-            raise UserError(
-                f"reward.terms.fidelity is {self.fidelity}; it must not be negative, 0 switches it off"
-            )
 
     @property
     def remedied(self) -> bool:
         """Whether training learns from something else than the paper's score."""
-        return self.gate is not None or self.fidelity > 0
+        return self.gate is not None or self.fidelity is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +140,15 @@ def learned_score(
     if not terms.remedied:
         return plain.score
     changes = [y - x for y, x in zip(cosine_y, cosine_x, strict=True)]
-    credit = plain.aesthetic
+    learned = plain.aesthetic
     if terms.gate is not None:
         gains = [y - x for y, x in zip(aesthetic_y, aesthetic_x, strict=True)]
-        credit = fmean(gated(gain, change, terms.gate) for gain, change in zip(gains, changes, strict=True))
-    return credit + plain.relevance + terms.fidelity * fmean(changes)
+        learned = fmean(gated(gain, change, terms.gate) for gain, change in zip(gains, changes, strict=True))
+    learned += plain.relevance
+    if terms.fidelity is not None:
+        price, limit = terms.fidelity.price, terms.fidelity.limit
+        learned += price * fmean(min(max(change, -limit), limit) for change in changes)
+    return learned
 
 
 def noise_keys(seed: int, *visit: str | int, images: int, bank: int) -> list[int]:

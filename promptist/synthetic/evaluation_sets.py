@@ -37,7 +37,7 @@ KINDS = ("MC", "MCM", "RMC", "RTP")
 SETS = (*KINDS, "in-domain", "out-of-domain")
 TEST_SIZE, VALIDATION_SIZE = 200, 40  # of each of the six sets
 TEST, VALIDATION = "prompts/test.jsonl", "prompts/validation.jsonl"
-TRAINING = ("pairs/train.jsonl", "prompts/user.txt", "prompts/caption.txt", "prompts/label.txt")
+TRAINING = ("pairs/train.jsonl", "prompts/user.txt", "prompts/caption.txt", "prompts/label.txt", "prompts/styled.txt")
 CHOSEN_WITH = ("pairs/valid.jsonl", "prompts/valid.txt")  # what trainings validate on
 DEMO = "prompts/eval.jsonl"
 

@@ -41,6 +41,7 @@ REPHRASED = (
 TARGETS = 8_000
 VALIDATION_TARGETS = 100
 USER_PROMPTS, CAPTION_PROMPTS = 200, 200  # so few that most plain pictures come from the cache within a demo
+STYLED_PROMPTS = 210
 EVAL_IN_DOMAIN, EVAL_OUT_OF_DOMAIN, EVAL_LABELS = 128, 48, 16
 
 
@@ -113,6 +114,21 @@ def _distinct(
     return [(content, text) for text, content in chosen.items()]
 
 
+def styled_prompts(seed: int) -> list[str]:
+    """What users type who know some style words, or say it in another order: sources of the kinds MCM, RMC and RTP."""
+    found: dict[str, None] = {}
+    turn = 0
+    while len(found) < STYLED_PROMPTS:
+        rng = counter_rng.generator(seed, "rl-styled", turn)
+        content = TRAIN_CONTENTS[rng.integers(len(TRAIN_CONTENTS))]
+        sources = {pair["kind"]: pair["source"] for pair in pairs_of_target(content, "", rng)}
+        kind = ("MCM", "RMC", "RTP")[turn % 3]
+        if sources[kind] != sources["MC"]:  # all its modifiers were dropped: a plain caption
+            found.setdefault(sources[kind])
+        turn += 1
+    return list(found)
+
+
 def evaluation_prompts(seed: int) -> list[dict[str, Any]]:
     """Held-out prompts: user inputs with a human-engineered version, captions of unseen templates, labels."""
     rows: list[dict[str, Any]] = []
@@ -147,6 +163,7 @@ def write_all(folder: Path, seed: int) -> dict[str, int]:
         "prompts/user.txt": [text for text in users if text not in set(valid)],
         "prompts/caption.txt": captions,
         "prompts/label.txt": labels()[0],
+        "prompts/styled.txt": styled_prompts(seed),
         "prompts/valid.txt": valid,
         "prompts/eval.jsonl": [json.dumps(row) for row in evaluation_prompts(seed)],
     }

@@ -219,8 +219,8 @@ def test_all_remedies_at_once_resume_exactly(world: Path, mpirun: Mpirun) -> Non
     """
     remedies = [
         "ppo.group=2", "ppo.baseline=group", "ppo.chunk=2", "ppo.diversity_coef=0.1", "ppo.kl_schedule=adaptive",
-        "ppo.kl_target=0.5", "ppo.kl_horizon=20", "ppo.validation_pick=hash", "reward.terms.fidelity=5",
-        "reward.terms.gate={tolerance: 0.05}",
+        "ppo.kl_target=0.5", "ppo.kl_horizon=20", "ppo.validation_pick=hash", "reward.terms.gate={tolerance: 0.05}",
+        "reward.terms.fidelity={price: 5, limit: 0.1}",
     ]  # fmt: skip
     runs = world.parent / "runs"
     assert mpirun(3, RUNS, [world, "all_calm/1/-1", "all_killed/1/3", *remedies], timeout_s=TIMEOUT_S).returncode != 0

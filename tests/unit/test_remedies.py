@@ -20,7 +20,7 @@ from promptist.config import load
 from promptist.decoding.config import DecodingConfig
 from promptist.decoding.pick import place_of
 from promptist.errors import UserError
-from promptist.reward.terms import GateConfig, TermsConfig, combine, gated, learned_score
+from promptist.reward.terms import FidelityConfig, GateConfig, TermsConfig, combine, gated, learned_score
 from promptist.rl import ppo
 from promptist.rl import update as updating
 from promptist.rl.config import PPOConfig, PPOJob
@@ -61,11 +61,13 @@ def test_gate_acts_per_picture_and_leaves_the_score_alone() -> None:
 
 
 def test_fidelity_by_hand() -> None:
-    """Reward per unit of cosine gained or lost against the plain prompt, beside the hinge."""
-    terms = TermsConfig(**TERMS, fidelity=4.0)
-    assert learned_score([0.35, 0.25], [5.5, 5.5], [0.30, 0.40], [5.0, 5.0], terms) == pytest.approx(
-        0.5 + 4.0 * (0.05 - 0.15) / 2
-    )
+    """Reward per unit of cosine gained or lost against the plain prompt, beside the hinge, up to the limit."""
+    measured = ([0.35, 0.25, 0.25], [5.5] * 3, [0.30, 0.40, 0.20], [5.0] * 3)
+    for limit, change in ((1.0, (0.05 - 0.15 + 0.05) / 3), (0.1, (0.05 - 0.10 + 0.05) / 3), (0.01, -0.01 / -3)):
+        terms = TermsConfig(**TERMS, fidelity=FidelityConfig(4.0, limit))
+        assert learned_score(*measured, terms) == pytest.approx(0.5 + 4.0 * change)
+    both = TermsConfig(**TERMS, gate=GateConfig(0.3), fidelity=FidelityConfig(4.0, 1.0))
+    assert learned_score(*measured, both) == pytest.approx((0.5 + 0.25 + 0.5) / 3 + 4.0 * (0.05 - 0.15 + 0.05) / 3)
 
 
 def test_without_remedies_training_learns_from_the_score() -> None:
@@ -110,7 +112,7 @@ def test_scores_stand_by_row_whatever_the_order_of_the_ranks() -> None:
         measured(0, "a red boat, 4k, rainbow", 5.4),
         measured(1, "red boat, rainbow, 4k", 5.6),  # the same set in another order
     ]
-    terms = TermsConfig(**TERMS, fidelity=2.0)
+    terms = TermsConfig(**TERMS, fidelity=FidelityConfig(2.0, 1.0))
     rarity = [-0.1 * math.log(2), -0.1 * math.log(2), 0.0]
     expected = [gain + 2.0 * -0.05 + r for gain, r in zip((0.4, 0.6, 0.2), rarity, strict=True)]
     assert learned_scores(rollouts, terms, 0.1) == pytest.approx(expected)
@@ -222,10 +224,13 @@ def test_impossible_remedies_are_refused(wrong: dict[str, Any], message: str) ->
         PPOConfig(**wrong)
 
 
-@pytest.mark.parametrize(("key", "value"), [("gate", {"tolerance": 0.0}), ("fidelity", -1.0)])
-def test_impossible_terms_are_refused(key: str, value: Any) -> None:
+@pytest.mark.parametrize(
+    ("section", "values", "key"),
+    [(GateConfig, (0.0,), "gate"), (FidelityConfig, (0.0, 0.1), "fidelity"), (FidelityConfig, (5.0, -0.1), "fidelity")],
+)
+def test_impossible_terms_are_refused(section: Any, values: tuple[float, ...], key: str) -> None:
     with pytest.raises(UserError, match=rf"reward\.terms\.{key}"):
-        TermsConfig(**{key: GateConfig(**value) if isinstance(value, dict) else value})
+        section(*values)
 
 
 def test_groups_must_fit_beams_and_ranks(tmp_path: Path) -> None:
