@@ -67,7 +67,7 @@ def results_of(ours: Side, theirs: Side) -> tuple[Results, str, str]:
     else:
         table, names = join(ours, theirs)
         pairs = [names, *((name, "user") for name in names if name != "user")] if "user" not in names else [names]
-    return analyse(table, int(table.meta.get("seed", 0)), pairs), *names
+    return analyse(table, int(table.meta.get("seed", 0)), pairs, corpus=False), *names
 
 
 def join(ours: Side, theirs: Side) -> tuple[Table, tuple[str, str]]:

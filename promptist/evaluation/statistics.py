@@ -58,14 +58,16 @@ class Comparison:
     unit: float | None = None
 
 
-def analyse(table: Table, seed: int = 0, pairs: Sequence[tuple[str, str]] | None = None) -> Results:
+def analyse(
+    table: Table, seed: int = 0, pairs: Sequence[tuple[str, str]] | None = None, corpus: bool = True
+) -> Results:
     """All levels and differences of a measurement table, by set and over all sets.
 
     Sets and methods keep the order of the table. A pair is compared on the prompts that both methods have
     (human-engineered prompts exist for some prompts only) and, where both were trained several times, on the
     trainings of the same number; so a difference need not equal the difference of two levels. Over all sets every
     prompt counts the same, so a larger set weighs more. `pairs` are `default_pairs` unless given; `seed` is that of
-    the bootstrap.
+    the bootstrap. Without `corpus` the levels lack the figures of all rewrites together, which take longest.
 
     Raises UserError for a table without measurements or without method "user", and where two methods have no
     trainings in common; ValueError as `Table.scores`.
@@ -77,17 +79,18 @@ def analyse(table: Table, seed: int = 0, pairs: Sequence[tuple[str, str]] | None
     pairs = list(default_pairs(table.methods) if pairs is None else pairs)
     scores = {(metric, m): table.scores(metric, m) for metric in table.metrics for m in table.methods}
     comparisons = list(_comparisons(table, scores, pairs))
+    models = {measure.method for measure in table.measures if measure.model}
     family = {metric: sum(c.metric == metric for c in comparisons) for metric in table.metrics}
     return Results(
         sets=table.sets,
         methods=table.methods,
-        levels=_levels(table, scores),
+        levels=_levels(table, scores, corpus),
         differences=compare_all(comparisons, seed),
         lengths=_length_levels(table, scores),
         metrics=table.metrics,
         pairs=pairs,
         comparisons=family,
-        trained=[m for m in table.methods if m in {measure.method for measure in table.measures if measure.model}],
+        trained=[m for m in table.methods if m in models],
     )
 
 
@@ -119,9 +122,10 @@ def spreads(family: Sequence[Comparison]) -> list[Spread]:
     Prompts: at least the mean variance of the pair's single sets. A set whose few disasters happen not to be among its
     prompts has a mean too high and a variance too low at once; the other sets know better.
 
-    Trainings: the larger of the own estimate and the family's usual one (`typical_training_variance`; comparisons over
-    all sets apart from those of single sets), for an own estimate from R = 3 often comes out near 0. Degrees of
-    freedom: R - 1, twice that where two trained methods and two pairs or more stand behind the usual one.
+    Trainings: the largest of the own estimate, the mean of those of all pairs on the same set (where one is unsteady,
+    the others mostly are), and the family's usual one (`typical_training_variance`; comparisons over all sets apart
+    from those of single sets): an own estimate from R = 3 often comes out near 0. Degrees of freedom: R - 1, twice that
+    where two trained methods and two pairs or more stand behind the usual one.
     """
     crossed = [i for i, c in enumerate(family) if min(c.values.shape) > 1]
     methods = {m for i in crossed for m in family[i].trained}
@@ -131,6 +135,7 @@ def spreads(family: Sequence[Comparison]) -> list[Spread]:
         whole: typical_training_variance([family[i].values for i in crossed if (family[i].set == ALL) == whole])
         for whole in (False, True)
     }
+    variance = {i: training_variance(family[i].values) for i in crossed}
     own: dict[tuple[str, str], list[float]] = {}
     for c in family:
         if c.set != ALL and len(c.values) > 1:
@@ -140,7 +145,8 @@ def spreads(family: Sequence[Comparison]) -> list[Spread]:
         alike = own.get((c.method, c.baseline), []) if c.set != ALL else []
         prompts = sum(alike) / len(alike) if alike else 0.0
         if i in crossed:
-            trainings = max(training_variance(c.values), usual[c.set == ALL], 0.0)
+            there = [variance[j] for j in crossed if family[j].set == c.set]
+            trainings = max(variance[i], sum(there) / len(there), usual[c.set == ALL], 0.0)
             found.append(Spread(prompts, trainings, (c.values.shape[1] - 1) * independent))
         else:
             found.append(Spread(prompts))
@@ -204,7 +210,7 @@ def _columns(table: Table, method: str, baseline: str) -> tuple[list[int], list[
     return [ours.index(r) for r in shared], [theirs.index(r) for r in shared]
 
 
-def _levels(table: Table, scores: Mapping[tuple[str, str], Scores]) -> list[Level]:
+def _levels(table: Table, scores: Mapping[tuple[str, str], Scores], corpus: bool) -> list[Level]:
     groups = [*table.sets, ALL] if len(table.sets) > 1 else table.sets
     images = _images(table)
     members = {name: {p for p, own in table.set_of.items() if name in (own, ALL)} for name in groups}
@@ -212,7 +218,7 @@ def _levels(table: Table, scores: Mapping[tuple[str, str], Scores]) -> list[Leve
         level
         for name in groups
         for method in table.methods
-        if (level := _level(table, scores, images, name, method, members[name])) is not None
+        if (level := _level(table, scores, images, name, method, members[name], corpus)) is not None
     ]
 
 
@@ -228,7 +234,7 @@ def _length_levels(table: Table, scores: Mapping[tuple[str, str], Scores]) -> li
     for low, high in zip(LENGTHS, [*LENGTHS[1:], None], strict=True):
         name = f"{low}–{high}" if high is not None else f"{low}+"
         chosen = {p for p, n in length.items() if n >= low and (high is None or n < high)}
-        found += [_level(table, scores, images, whole, method, chosen, name) for method in table.methods]
+        found += [_level(table, scores, images, whole, method, chosen, False, name) for method in table.methods]
     return [level for level in found if level is not None]
 
 
@@ -243,7 +249,7 @@ def _images(table: Table) -> dict[str, int]:
 
 def _level(
     table: Table, scores: Mapping[tuple[str, str], Scores], images: Mapping[str, int], name: str, method: str,
-    prompts: set[str], length: str = "",
+    prompts: set[str], corpus: bool, length: str = "",
 ) -> Level | None:  # fmt: skip
     own = [t for t in table.texts if t.method == method and t.prompt in prompts]
     if not own:
@@ -257,7 +263,7 @@ def _level(
     rewrites: dict[int, list[tuple[str, str]]] = {}
     for text in own:
         rewrites.setdefault(text.replica, []).append((text.prompt, text.rewrite))
-    found = [] if length else [diversity(pairs) for pairs in rewrites.values()]
+    found = [diversity(pairs) for pairs in rewrites.values()] if corpus else []
     return Level(
         set=name,
         method=method,

@@ -166,6 +166,9 @@ def test_a_family_lends_what_an_own_estimate_lacks() -> None:
     assert found.trainings > 0.02 and found.df == 4
     whole = Comparison(ALL, "reward", "ppo", "user", lucky, ("ppo",))
     assert spreads([whole, *others])[0].trainings == 0  # over all sets apart from single ones
+    unsteady = Comparison("x", "reward", "sft", "user", crossed(random_, 30, 3, between=2.0), ("sft",))
+    mean = (training_variance(lucky) + training_variance(unsteady.values)) / 2  # of the pairs on that set
+    assert spreads([alone, *others, unsteady])[0].trainings == pytest.approx(mean) and mean > 2 * found.trainings
     own = [np.var(c.values.mean(1), ddof=1) for c in (alone, *others) if c.method == "ppo"]
     assert found.prompts == pytest.approx(np.mean(own))
 
