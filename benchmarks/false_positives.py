@@ -8,7 +8,7 @@ comparisons in the family. A repeat counts as a false positive when any of the 2
 
 Simulated is the change of the reward over the user input, prompt by prompt and training by training, from what the
 miniature's evaluations look like (three trainings: skewness -6 to 2, excess kurtosis up to 57, 8 to 41 % exact zeros,
-a standard deviation between trainings of 0.08 over all sets and 0.19 on one):
+standard deviations between trainings of 0.03 to 0.25 on a set and 0.05 to 0.10 over all):
 
     change[p, r] = kept * (gain + a_p + e_pr - hidden * loss + min(u_pr, 0) - min(v_p, 0)) + b_r
 
