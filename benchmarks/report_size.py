@@ -5,10 +5,11 @@
 Makes an evaluation of 7 sets and the methods user, human, sft and ppo (`--replicas` trainings of the last two, two
 noises each, all pictures kept), builds its report, opens the page from disk in headless Chromium (the system's, or
 PROMPTIST_CHROMIUM) and prints one table. `usable`: from the start of the navigation until the tables stand, the first
-cards are shown and the search answers (the page marks that moment itself). `main thread`: CPU seconds of the page's
-main thread until then, and `browser` those of all its processes, from a new tab on: what an idle core would need, and
-other programs on the machine hardly change. `search`: from a key press to the cards of what was found. All are the best
-of several openings, each in a context of its own.
+cards are shown and the search answers; `pictures`: until the embedded pictures are at hand as well (the page marks both
+moments itself). `main thread`: CPU seconds of the page's main thread until then, and `browser` those of all its
+processes, from a new tab on: what an idle core would need, and other programs on the machine hardly change. `search`:
+from a key press to the cards of what was found. All are the best of several openings, each in a context of its own. The
+first row is a page with nothing on it: what browser and machine take for themselves.
 
 The pictures are 1/f noise in muted colours with a few sharp edges, PNG of 256 pixels: such noise has the spectrum of
 photographs, and no smooth sky. A bank of 200 is linked to all names.
@@ -111,6 +112,10 @@ def browser_cpu() -> float:
     return found
 
 
+EMPTY = """<!doctype html><link rel="icon" href="data:,"><title>empty</title><input id="query">
+<script>performance.mark("usable"); performance.mark("complete")</script>"""
+
+
 def open_page(browser: Any, report: Path, options: dict[str, Any]) -> dict[str, float]:
     began = browser_cpu()
     context = browser.new_context(**options)
@@ -121,15 +126,23 @@ def open_page(browser: Any, report: Path, options: dict[str, Any]) -> dict[str, 
     meter.send("Performance.enable", {"timeDomain": "threadTicks"})
     page.set_default_timeout(120_000)
     page.goto(report.as_uri(), wait_until="load")
-    page.wait_for_function("performance.getEntriesByName('usable').length")
-    usable = page.evaluate("performance.getEntriesByName('usable')[0].startTime")
+    page.wait_for_function("performance.getEntriesByName('complete').length")
+    usable, pictures = (
+        page.evaluate(f"performance.getEntriesByName('{mark}')[0].startTime") for mark in ("usable", "complete")
+    )
     figures = {m["name"]: m["value"] for m in meter.send("Performance.getMetrics")["metrics"]}
     spent = browser_cpu() - began
     search = page.evaluate(SEARCH)
     context.close()
     if troubles:
         raise SystemExit(f"the page complained: {troubles}")
-    return {"usable": usable / 1000, "thread": figures["TaskDuration"], "browser": spent, "search": search / 1000}
+    return {
+        "usable": usable / 1000,
+        "pictures": pictures / 1000,
+        "thread": figures["TaskDuration"],
+        "browser": spent,
+        "search": search / 1000,
+    }
 
 
 def main() -> int:
@@ -153,8 +166,15 @@ def main() -> int:
         built = time.process_time() - began
         with sync_playwright() as playwright:
             browser = launch(playwright, path)
-            found = {name: [open_page(browser, report, kind) for _ in range(arguments.openings)]
-                     for name, kind in (("desktop", DESKTOP), ("phone", PHONE))}  # fmt: skip
+            empty = folder / "empty.html"
+            empty.write_text(EMPTY)
+            pages = (
+                ("empty page", empty, DESKTOP),
+                ("report, desktop", report, DESKTOP),
+                ("report, phone", report, PHONE),
+            )
+            found = {name: [open_page(browser, page, kind) for _ in range(arguments.openings)]
+                     for name, page, kind in pages}  # fmt: skip
             browser.close()
         size, pictures = report.stat().st_size / 1e6, len(list((folder / "images").rglob("*.png")))
         trained = f"{arguments.replicas} training(s) of SFT and PPO"
@@ -162,9 +182,14 @@ def main() -> int:
         print(f"report.html {size:.1f} MB, built in {built:.0f} s of CPU\n")
         load = os.getloadavg()[0]
         print(f"load of the machine while opening: {load:.1f}")
-        print("| opened as | usable, s | main thread, CPU s | browser, CPU s | search, s |\n|" + " --- |" * 5)
+        print(
+            "| opened as | usable, s | pictures, s | main thread, CPU s | browser, CPU s | search, s |\n|"
+            + " --- |" * 6
+        )
         for name, runs in found.items():
-            best = (f"{min(run[key] for run in runs):.2f}" for key in ("usable", "thread", "browser", "search"))
+            best = (
+                f"{min(run[key] for run in runs):.2f}" for key in ("usable", "pictures", "thread", "browser", "search")
+            )
             print(f"| {name} | {' | '.join(best)} |")
     finally:
         if arguments.folder is None:

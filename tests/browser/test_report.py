@@ -35,7 +35,7 @@ def table(folder: Path) -> Table:
 
 def opened(page: Any, folder: Path) -> Any:
     page.goto((folder / "report.html").as_uri())
-    page.wait_for_function("performance.getEntriesByName('usable').length")
+    page.wait_for_function("performance.getEntriesByName('complete').length")
     return page
 
 

@@ -6,7 +6,6 @@
   const MINUS = "\u2212";
   const byId = (id) => document.getElementById(id);
   const data = JSON.parse(byId("data").textContent);
-  const thumbnails = byId("thumbnails").textContent.split("\n");
   const rows = data.prompts.map(([x, set, cells], place) => ({
     x, set, cells, place,
     text: [x, ...cells.flatMap((cell) => (cell ? cell[1].map((replica) => replica[0]) : []))].join("\n").toLowerCase(),
@@ -16,6 +15,8 @@
   const more = byId("more");
   const controls = ["query", "set", "order", "seed", "replica"];
   const control = Object.fromEntries(controls.map((name) => [name, byId(name)]));
+  let thumbnails = null; // they stand behind this script: search and filter need not wait for megabytes of pictures
+  const waiting = [];
   let found = [];
   let made = 0;
 
@@ -52,9 +53,14 @@
   }
 
   function picture(place, alt) {
-    const source = thumbnails[place] ? "data:image/webp;base64," + thumbnails[place] : data.pictures[place];
-    const image = element("img", { src: source, alt, loading: "lazy", decoding: "async" });
+    const image = element("img", { alt, loading: "lazy", decoding: "async" });
+    if (thumbnails) show(image, place);
+    else waiting.push([image, place]);
     return element("a", { href: data.pictures[place] }, image);
+  }
+
+  function show(image, place) {
+    image.src = thumbnails[place] ? "data:image/webp;base64," + thumbnails[place] : data.pictures[place];
   }
 
   function method(index, row, cell, seed, wanted, terms) {
@@ -174,4 +180,9 @@
   byId("search").hidden = false;
   update();
   performance.mark("usable");
+  document.addEventListener("DOMContentLoaded", () => {
+    thumbnails = byId("thumbnails").textContent.split("\n");
+    waiting.splice(0).forEach(([image, place]) => show(image, place));
+    performance.mark("complete");
+  });
 })();
