@@ -10,7 +10,7 @@ from promptist.evaluation.methods import label
 from promptist.evaluation.results import ALL, METRICS, Difference, Results, default_pairs, held_out
 from promptist.evaluation.statistics import analyse
 from promptist.evaluation.table import MEASUREMENTS, Table, read_table
-from promptist.evaluation.words import compare, digits_of, metric_name, signed, trainings
+from promptist.evaluation.words import compare, digits_of, interval, metric_name, signed, trainings
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,8 @@ def _line(d: Difference) -> str:
     if d.replicas > 1:
         sentence += f" By training: {', '.join(signed(v, digits) for v in d.by_replica)}."
     if d.in_units is not None and d.metric == "cosine":
-        sentence += f" That is {signed(d.in_units[0])} of the cosine's standard deviation over the user's prompts."
+        mean, ends = d.in_units
+        sentence += f" That is {signed(mean)} (corrected {interval(ends)}) of its standard deviation over user prompts."
     return sentence + (f" p = {d.p_corrected:.2g}, corrected." if d.p_corrected == d.p_corrected else "")
 
 
