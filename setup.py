@@ -45,7 +45,7 @@ EXTRAS_REQUIRE = {
         "pytest-xdist>=3.6,<4",  # two workers, one file stays on one worker
         "hypothesis>=6.100",  # properties of pure functions
         "nltk>=3.9,<4",  # oracle of self-BLEU; reads no data files
-        "playwright>=1.55,<2",  # drives the Chromium of the system through report and rating page; downloads none itself
+        "playwright>=1.55,<2",  # drives the system's Chromium through report and rating page; downloads none
         "ruff>=0.17,<0.18",  # rules change between minors
         "mypy>=2.4,<3",
         "types-PyYAML",

@@ -25,9 +25,7 @@ log = logging.getLogger(__name__)
 
 def main(argv: list[str]) -> int:
     """Run or resume the job of a config file; 0 when finished, `EXIT_STOPPED` when stopped by a signal after saving."""
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.ppo", description="Train a prompt optimiser with PPO."
-    )
+    parser = argparse.ArgumentParser(prog="python -m jobs.ppo", description="Train a prompt optimiser with PPO.")
     parser.add_argument("config", type=Path, help="YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. run.seed=1")
     arguments = parser.parse_args(argv)
