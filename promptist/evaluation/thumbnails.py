@@ -13,7 +13,7 @@ from PIL import Image
 from promptist.errors import UserError
 
 FORMAT = "WEBP"
-LARGE = 256
+LARGE = 224
 """Pixels of the pictures that a page shows without being asked."""
 
 
@@ -50,7 +50,7 @@ def encode(path: Path, size: Size) -> bytes:
     return out.getvalue()
 
 
-def data_uri(path: Path, size: Size = Size(LARGE, 82)) -> str:
+def data_uri(path: Path, size: Size = Size(LARGE, 78)) -> str:
     return "data:image/webp;base64," + base64.b64encode(encode(path, size)).decode()
 
 
