@@ -4,8 +4,8 @@
         [--config configs/miniature/ppo.yaml] [--prompts FILE ...] [--images 2] [--out FILE.json]
 
 A row is `FOLDER[:DECODER]`: a run or model folder, decoded as its `promptist.json` says; `:best` the demo's beam
-search, `:N` diverse beam search with N beams in N groups, one of them picked by the hash of the prompt, `:tT` samples
-at temperature T with top_p 0.9, their draws fixed by the prompt. Prompts are those of `data.valid` of the config (never
+search, `:N` diverse beam search with N beams in N groups, one of them picked by the hash of the prompt, `:pP`
+samples with top_p P, their draws fixed by the prompt. Prompts are those of `data.valid` of the config (never
 a test set), or of files with one prompt a line, or JSONL. All rows paint under the noises 0, 1, ... of the namespace
 "valid". Measurements are kept in `--store` and not painted again.
 
@@ -80,10 +80,8 @@ def rewrites_of(row: str, prompts: list[str]) -> list[str]:
     settings = None
     if decoder == "best":
         settings = RewriteSettings()
-    elif decoder.startswith("t"):
-        settings = RewriteSettings(
-            DecodingConfig("sample", temperature=float(decoder[1:]), top_p=0.9), NEW_TOKENS, "hash"
-        )
+    elif decoder.startswith("p"):
+        settings = RewriteSettings(DecodingConfig("sample", top_p=float(decoder[1:])), NEW_TOKENS, "hash")
     elif decoder:
         beams = int(decoder)
         settings = RewriteSettings(DecodingConfig("diverse_beam", beams, beams), NEW_TOKENS, "hash")

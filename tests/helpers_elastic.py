@@ -202,7 +202,7 @@ def replay(asked: Replay, config: str) -> None:
         for name in ("logprobs", "ref_logprobs", "values"):
             for row, rollout in zip(getattr(batch, name), mine, strict=True):
                 row[: len(rollout.response_ids)] = torch.tensor(getattr(rollout, name))
-        assign_advantages(batch, [score_of(r, job.reward.terms).score for r in mine], job.ppo)
+        assign_advantages(batch, [score_of(r, job.reward.terms).score for r in mine], job.ppo, job.ppo.kl_coef)
         update(nets, batch, micro, job.ppo, (step - 1) * job.ppo.epochs)
 
 

@@ -229,7 +229,7 @@ def test_dry_run_shows_all_and_changes_nothing(
 BAD = {
     # what is wrong: (kind, overrides, cluster overrides, more options, words of the sentence)
     "unknown key": ("ppo", ["ppo.kl=1"], [], {}, r"unknown key `ppo.kl`"),
-    "batch of ppo": ("ppo", ["ppo.batch=6"], [], {}, r"zero.micro_batch = 2 does not divide the 3 prompts"),
+    "batch of ppo": ("ppo", ["ppo.batch=6"], [], {}, r"zero.micro_batch = 2 does not divide the 3 rewrites"),
     "batch of sft": ("sft", ["sft.batch=6"], [], {}, r"sft.batch = 6 is not a multiple of 4"),
     "no reward ranks": ("ppo", ["roles.reward_per_node=null"], [], {}, r"4 processes but no reward rank"),
     "no training ranks": ("ppo", ["roles.reward_per_node=2"], [], {}, r"none trains"),
