@@ -41,7 +41,8 @@ REPHRASED = (
 TARGETS = 8_000
 VALIDATION_TARGETS = 100
 USER_PROMPTS, CAPTION_PROMPTS = 200, 200  # so few that most plain pictures come from the cache within a demo
-STYLED_PROMPTS = 210
+STYLED_PROMPTS = 400  # style words combine in many ways, and none of them must be lost
+STYLED_KINDS = ("MCM", "RTP", "MCM", "RTP", "RMC")  # most of those that hold style words
 EVAL_IN_DOMAIN, EVAL_OUT_OF_DOMAIN, EVAL_LABELS = 128, 48, 16
 
 
@@ -122,7 +123,7 @@ def styled_prompts(seed: int) -> list[str]:
         rng = counter_rng.generator(seed, "rl-styled", turn)
         content = TRAIN_CONTENTS[rng.integers(len(TRAIN_CONTENTS))]
         sources = {pair["kind"]: pair["source"] for pair in pairs_of_target(content, "", rng)}
-        kind = ("MCM", "RMC", "RTP")[turn % 3]
+        kind = STYLED_KINDS[turn % len(STYLED_KINDS)]
         if sources[kind] != sources["MC"]:  # all its modifiers were dropped: a plain caption
             found.setdefault(sources[kind])
         turn += 1
