@@ -22,17 +22,12 @@ from pathlib import Path
 
 from jobs.evaluate import EvalJob
 from promptist.config import load
+from promptist.demo import WORLD, run_of
 from promptist.errors import UserError, run_main
 from promptist.synthetic.world import unpack
 
-RUNS, LOGS = Path("runs"), Path("runs/miniature-logs")
-WORLD = RUNS / "demo-world"
+LOGS = Path("runs/miniature-logs")
 EVALUATION = "configs/miniature/eval.yaml"
-
-
-def run_of(kind: str, seed: int) -> Path:
-    """The run folder of `demo-sft`, `demo-ppo` or `mini-ppo-remedies` with a training seed."""
-    return RUNS / (kind + (f"-seed{seed}" if seed else ""))
 
 
 def train(seed: int) -> None:
@@ -58,7 +53,7 @@ def evaluate(seeds: Sequence[int], split: str, shards: int) -> Path:
     ]
     options.append(f"reference=[{','.join(str(run_of('demo-sft', seed) / 'export') for seed in seeds)}]")
     options.append(f"prompts={WORLD}/prompts/{split}.jsonl")
-    run = RUNS / f"mini-eval-{split}"
+    run = run_of(f"mini-eval-{split}", 0)
 
     def shard(number: int) -> None:
         _job("evaluate", EVALUATION, run, [*options, f"shard={number}/{shards}"], f"{run.name}-{number}")

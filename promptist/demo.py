@@ -43,9 +43,7 @@ def run(argv: Sequence[str]) -> int:
 
         print(f"== the miniature world goes to {WORLD}", flush=True)
         unpack(WORLD)
-    sft, ppo, evaluation = (
-        Path("runs", f"demo-{job}" + (f"-seed{options.seed}" if options.seed else "")) for job in ("sft", "ppo", "eval")
-    )
+    sft, ppo, evaluation = (run_of(f"demo-{job}", options.seed) for job in ("sft", "ppo", "eval"))
     launch("sft", CONFIGS / "sft.yaml", [f"run.name={sft.name}", f"run.seed={options.seed}"])
     launch(
         "ppo",
@@ -63,6 +61,11 @@ def run(argv: Sequence[str]) -> int:
     print(f"Open {evaluation / 'report.html'} in a browser: what was learnt, in pictures.")
     print('Try it:  .venv/bin/promptist optimize "a red boat on the beach"')
     return 0
+
+
+def run_of(kind: str, seed: int) -> Path:
+    """The run folder of a kind of run (`demo-sft`) with a training seed."""
+    return Path("runs", kind + (f"-seed{seed}" if seed else ""))
 
 
 def models(sft: Path, ppo: Path) -> list[str]:

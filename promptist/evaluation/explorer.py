@@ -10,7 +10,7 @@ from tqdm import tqdm
 from promptist.evaluation.gallery import Evaluation
 from promptist.evaluation.methods import label
 from promptist.evaluation.page import script_json
-from promptist.evaluation.thumbnails import choose, encode
+from promptist.evaluation.thumbnails import choose, encode, spread
 from promptist.evaluation.words import metric_name
 
 BUDGET = 24_000_000
@@ -77,6 +77,6 @@ def _thumbnails(evaluation: Evaluation, paths: list[str], budget: int) -> dict[s
     """path -> base64; where they do not all fit, those at even distances do."""
     files = [evaluation.folder / path for path in paths]
     size, fit = choose(files, budget)
-    chosen = range(len(paths)) if fit == len(paths) else [(2 * i + 1) * len(paths) // (2 * fit) for i in range(fit)]
+    chosen = spread(range(len(paths)), fit)
     progress = tqdm(chosen, "small pictures", unit="", mininterval=5, delay=5, disable=None)
     return {paths[i]: base64.b64encode(encode(files[i], size)).decode() for i in progress}

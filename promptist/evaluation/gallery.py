@@ -18,7 +18,7 @@ from promptist.evaluation.methods import label
 from promptist.evaluation.page import marked
 from promptist.evaluation.results import METRICS, Results, held_out
 from promptist.evaluation.table import Table
-from promptist.evaluation.thumbnails import data_uri
+from promptist.evaluation.thumbnails import data_uri, spread
 from promptist.evaluation.words import digits_of, metric_name, number, signed
 
 CASES_PER_SET = 3
@@ -90,12 +90,6 @@ class Evaluation:
             return self.table.value(metric, method, prompt, replica, seed)
         except KeyError:
             return None
-
-
-def spread(items: Sequence[str], count: int) -> list[str]:
-    """Up to `count` items at even distances: a choice that looks at no score."""
-    count = min(count, len(items))
-    return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
 
 
 def unselected(evaluation: Evaluation, per_set: int) -> list[str]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Any
 
 from promptist.evaluation.lengths import CLIP
 from promptist.evaluation.plan import Entry, Plan
@@ -23,17 +23,10 @@ from promptist.evaluation.prompts import EvalPrompt
 from promptist.evaluation.store import Store
 from promptist.evaluation.table import Measure, Picture, Table, Text
 from promptist.reward.messages import Measurement
+from promptist.reward.terms import Hinge
+from promptist.reward.terms import relevance as hinge_relevance
 
 TextMetrics = Callable[[str, str], Mapping[str, float]]
-
-
-class Hinge(Protocol):
-    """The terms of a scorer: relevance = min(slope * cosine - offset, 0)."""
-
-    @property
-    def slope(self) -> float: ...
-    @property
-    def offset(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -41,7 +34,7 @@ class Scoring:
     """How raw measurements become metrics.
 
     `terms`: those of the training reward; `held_out`: held-out scorers by name, in order, with their terms where they
-    have some; `text`: the metrics of a text, from x and what was painted; `rulers`: how its length is measured.
+    have some; `text`: the metrics of a text, from x and what was painted.
     """
 
     terms: Hinge
@@ -93,7 +86,7 @@ def _shown(
     plan: Plan, entry: Entry, text: Text, plain: Sequence[Measurement], store: Store, painter: str, terms: Hinge
 ) -> list[Shown]:
     if entry.kind == "best_of":
-        best = max(range(len(plain)), key=lambda k: plain[k].aesthetic + _relevance(plain[k].cosine, terms))
+        best = max(range(len(plain)), key=lambda k: plain[k].aesthetic + hinge_relevance(plain[k].cosine, terms))
         every = [_aesthetics(done) for done in plain]
         return [(0, plain[best], {name: fmean(one[name] for one in every) for name in every[0]})]
     pictures = [store.images[painter, text.painted, text.prompt, k] for k in range(plan.images)]
@@ -123,7 +116,7 @@ def _derived(
     prefix: str, cosine: float | None, aesthetic: float | None, baseline: float | None, terms: Hinge | None
 ) -> Iterator[tuple[str, float]]:
     """Those of relevance, gain and reward that the scorer's numbers allow."""
-    relevance = None if terms is None or cosine is None else _relevance(cosine, terms)
+    relevance = None if terms is None or cosine is None else hinge_relevance(cosine, terms)
     gain = None if aesthetic is None or baseline is None else aesthetic - baseline
     if relevance is not None:
         yield f"{prefix}relevance", relevance
@@ -131,10 +124,6 @@ def _derived(
         yield f"{prefix}gain", gain
     if relevance is not None and gain is not None:
         yield f"{prefix}reward", gain + relevance
-
-
-def _relevance(cosine: float, terms: Hinge) -> float:
-    return min(terms.slope * cosine - terms.offset, 0.0)
 
 
 def _of_text(plan: Plan, text: Text, entry: Entry, store: Store, scoring: Scoring) -> Iterator[tuple[str, float]]:

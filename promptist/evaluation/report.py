@@ -39,7 +39,7 @@ from promptist.evaluation.paper import gain_table, order_of_gains
 from promptist.evaluation.statistics import analyse
 from promptist.evaluation.table import MEASUREMENTS, read_table
 from promptist.evaluation.tables import csv_text, difference_table, length_table, level_table, markdown, text_table
-from promptist.evaluation.words import number, signed, summary
+from promptist.evaluation.words import count, number, signed, summary
 
 META = "evaluation.json"
 """Beside the table, for people: what stands in its metadata too."""
@@ -145,8 +145,8 @@ def _content(evaluation: Evaluation, runs: Runs) -> dict[str, Any]:
     images = max(v.images for v in results.levels)
     return {
         "title": "What the prompt optimiser learnt",
-        "subtitle": f"{_count(len(evaluation.table.set_of), 'held-out prompt')} in {_count(len(results.sets), 'set')}, "
-        f"{_count(len(evaluation.methods), 'method')}, {_count(images, 'picture')} per prompt and method.",
+        "subtitle": f"{count(len(evaluation.table.set_of), 'held-out prompt')} in {count(len(results.sets), 'set')}, "
+        f"{count(len(evaluation.methods), 'method')}, {count(images, 'picture')} per prompt and method.",
         "summary": summary(results),
         "figures": reward_figures(evaluation),
         "figures_note": "Means over prompts and trainings. Gains with 95 % intervals, corrected for all comparisons.",
@@ -167,10 +167,6 @@ def _content(evaluation: Evaluation, runs: Runs) -> dict[str, Any]:
         "thumbnails": thumbnails,
         "script": asset("explorer.js"),
     }
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def _tables(evaluation: Evaluation) -> list[dict[str, Any]]:
@@ -215,7 +211,7 @@ def _how(evaluation: Evaluation, images: int, without: list[str]) -> list[str]:
     if "terms" in meta:
         terms = meta["terms"]
         paragraphs.append(
-            f"Reward of a prompt: the mean over its {_count(images, 'picture')} of (aesthetic of the rewrite's "
+            f"Reward of a prompt: the mean over its {count(images, 'picture')} of (aesthetic of the rewrite's "
             "picture − aesthetic of the plain prompt's picture) + relevance, with relevance = "
             f"min({terms['slope']:g} · cosine − {terms['offset']:g}, 0). The cosine always compares a picture "
             "with what the user wrote, never with the rewrite."

@@ -180,7 +180,7 @@ def _difference(c: Comparison, spread: Spread, bootstrap: Bootstrap, column: int
 def _comparisons(
     table: Table, scores: Mapping[tuple[str, str], Scores], pairs: Iterable[tuple[str, str]]
 ) -> Iterable[Comparison]:
-    groups = [*table.sets, ALL] if len(table.sets) > 1 else table.sets
+    groups = _groups(table)
     pairs = list(pairs)
     for name in groups:
         for method, baseline in pairs:
@@ -197,6 +197,11 @@ def _comparisons(
                 yield Comparison(name, metric, method, baseline, minuend - subtrahend, trained, unit or None)
 
 
+def _groups(table: Table) -> list[str]:
+    """Each set, then all together where there are several."""
+    return [*table.sets, ALL] if len(table.sets) > 1 else table.sets
+
+
 def _columns(table: Table, method: str, baseline: str) -> tuple[list[int], list[int]]:
     """Which trainings of the two are compared: those of the same number; a single one with each of the other's."""
     ours, theirs = table.replicas(method), table.replicas(baseline)
@@ -211,7 +216,7 @@ def _columns(table: Table, method: str, baseline: str) -> tuple[list[int], list[
 
 
 def _levels(table: Table, scores: Mapping[tuple[str, str], Scores], corpus: bool) -> list[Level]:
-    groups = [*table.sets, ALL] if len(table.sets) > 1 else table.sets
+    groups = _groups(table)
     images = _images(table)
     members = {name: {p for p, own in table.set_of.items() if name in (own, ALL)} for name in groups}
     return [

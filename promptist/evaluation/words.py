@@ -29,6 +29,11 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
+def count(n: int, noun: str) -> str:
+    """`1 set`, `3 sets`."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
 def interval(found: Interval, digits: int = 2) -> str:
     if math.isnan(found.low) or math.isnan(found.high):
         return "no interval"

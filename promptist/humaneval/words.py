@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from promptist.evaluation.words import count, number, percent, signed
 from promptist.humaneval.scores import ALL, Agreement, Bounds, Habit, Preference, Scores
 
 RELIABLE, TENTATIVE = 0.8, 0.667
@@ -16,8 +17,7 @@ def summary(scores: Scores, labels: Mapping[str, str]) -> list[str]:
     """The result in sentences, the most important first."""
     raters = len(scores.raters)
     sentences = [
-        f"{_count(raters, 'rater')} of {scores.planned_raters} planned gave {scores.answered} of {scores.asked} "
-        "answers."
+        f"{count(raters, 'rater')} of {scores.planned_raters} planned gave {scores.answered} of {scores.asked} answers."
     ]
     for found in scores.overall():
         sentences.append(_preference(found, labels))
@@ -32,7 +32,7 @@ def summary(scores: Scores, labels: Mapping[str, str]) -> list[str]:
 def _preference(found: Preference, labels: Mapping[str, str]) -> str:
     first, second = labels.get(found.first, found.first), labels.get(found.second, found.second)
     a, equal, b = (percent(share) for share in found.shares)
-    group = _count(found.prompts, "prompt") + ("" if found.title == ALL else f" of {found.title}")
+    group = count(found.prompts, "prompt") + ("" if found.title == ALL else f" of {found.title}")
     text = (
         f"{first} against {second}: {first} was preferred in {a} of {found.ratings} ratings, {second} in {b}, "
         f"{equal} were equally good ({group}). The difference is {points(found.net)} "
@@ -46,7 +46,7 @@ def _preference(found: Preference, labels: Mapping[str, str]) -> str:
         text += "the interval includes 0, so this study cannot tell whom people prefer."
     if found.identical:
         text += (
-            f" {_count(found.identical, 'prompt')} had the same picture twice: not shown, counted as equally good for "
+            f" {count(found.identical, 'prompt')} had the same picture twice: not shown, counted as equally good for "
             "every rater."
         )
     return text
@@ -160,26 +160,9 @@ def _table(head: list[str], rows: list[list[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows]]
 
 
-def percent(share: float) -> str:
-    """Whole per cents, but neither a small share as 0 % nor an almost full one as 100 %."""
-    if 0 < share < 0.01:
-        return "under 1 %"
-    if 0.99 < share < 1:
-        return "over 99 %"
-    return f"{100 * share:.0f} %"
-
-
 def points(difference: float) -> str:
     """Percentage points with their sign."""
-    return f"{number(100 * difference, 0, sign=True)} points"
-
-
-def number(value: float, digits: int = 2, sign: bool = False) -> str:
-    """With a typographic minus; no sign where rounding leaves nothing."""
-    text = f"{abs(value):.{digits}f}"
-    if float(text) == 0:
-        return text
-    return ("\u2212" if value < 0 else "+" if sign else "") + text
+    return f"{signed(100 * difference, 0)} points"
 
 
 def p_value(p: float) -> str:
@@ -191,8 +174,4 @@ def _percents(bounds: Bounds) -> str:
 
 
 def _points(bounds: Bounds) -> str:
-    return f"{number(100 * bounds[0], 0, sign=True)} to {number(100 * bounds[1], 0, sign=True)}"
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+    return f"{signed(100 * bounds[0], 0)} to {signed(100 * bounds[1], 0)}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Protocol
 
 from promptist.errors import UserError
 
@@ -83,6 +84,15 @@ class TermsConfig:
         return self.gate is not None or self.fidelity is not None
 
 
+class Hinge(Protocol):
+    """Slope and offset of a scorer's relevance: the training's, or those of a held-out scorer."""
+
+    @property
+    def slope(self) -> float: ...
+    @property
+    def offset(self) -> float: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Score:
     """`score = aesthetic + relevance`; the KL part is added per token in `promptist/rl/ppo.py`."""
@@ -92,7 +102,7 @@ class Score:
     relevance: float
 
 
-def relevance(cosine: float, terms: TermsConfig) -> float:
+def relevance(cosine: float, terms: Hinge) -> float:
     """The hinge of one picture: min(slope * cosine - offset, 0), at most 0."""
     return min(terms.slope * cosine - terms.offset, 0.0)
 

@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 
-from promptist import rng as counter_rng
 from promptist.data.disjoint import normalise, texts_of_file
 from promptist.synthetic import grammar, prompts
 from promptist.synthetic.grammar import Content
@@ -66,17 +65,14 @@ def _sets(seed: int, split: str, contents: Sequence[Content], size: int, taken: 
     for name in SETS:
         key = (seed, "evaluation-sets", VERSION, split, name)
         found: list[dict[str, Any]] = []
-        turn = 0
-        while len(found) < size:
+        for turn, (content, rng) in enumerate(prompts.in_turns(contents, *key)):
+            if len(found) == size:
+                break
             if turn > 50 * size:
                 raise ValueError(f"the miniature world has fewer than {size} texts left for the set {name} of {split}")
-            if turn % len(contents) == 0:
-                order = counter_rng.permutation(len(contents), *key, "order", turn // len(contents))
-            content = contents[order[turn % len(contents)]]
-            row = _row(name, content, counter_rng.generator(*key, turn))
+            row = _row(name, content, rng)
             if row is not None and _take(row["prompt"], taken):
                 found.append(row)
-            turn += 1
         rows += found
     return rows
 

@@ -7,7 +7,8 @@ know when it does, use a few modifiers that do nothing, sometimes pick one that 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -96,22 +97,27 @@ def labels() -> tuple[list[str], list[str]]:
     return train, held
 
 
+def in_turns(contents: Iterable[Content], *key: str | int) -> Iterator[tuple[Content, np.random.Generator]]:
+    """Without end: contents take turns, in an order shuffled anew for each round, each turn with its own generator."""
+    pool = list(contents)
+    order: np.ndarray = np.empty(0, np.int64)
+    for turn in count():
+        if turn % len(pool) == 0:
+            order = counter_rng.permutation(len(pool), *key, "order", turn // len(pool))
+        yield pool[order[turn % len(pool)]], counter_rng.generator(*key, turn)
+
+
 def _distinct(
     contents: Iterable[Content], templates: tuple[str, ...], count: int, *key: str | int
 ) -> list[tuple[Content, str]]:
     """``count`` different captions; contents take turns in a shuffled order."""
-    pool = list(contents)
     chosen: dict[str, Content] = {}
-    order: np.ndarray = np.empty(0, np.int64)
-    turn = 0
-    while len(chosen) < count:
+    for turn, (content, rng) in enumerate(in_turns(contents, *key)):
+        if len(chosen) == count:
+            break
         if turn > 50 * count:
             raise ValueError(f"these contents and templates give fewer than {count} different captions")
-        if turn % len(pool) == 0:
-            order = counter_rng.permutation(len(pool), *key, "order", turn // len(pool))
-        content = pool[order[turn % len(pool)]]
-        chosen.setdefault(user_caption(content, counter_rng.generator(*key, turn), templates), content)
-        turn += 1
+        chosen.setdefault(user_caption(content, rng, templates), content)
     return [(content, text) for text, content in chosen.items()]
 
 
